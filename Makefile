@@ -1,0 +1,31 @@
+# The only commands anyone needs. `make` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+RUN := .venv/bin/
+
+.PHONY: help setup demo test check fmt up
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup:  ## prepare the machine (system packages) and .venv; quick when there is nothing to do
+	@deploy/setup.sh
+
+fmt:  ## format the code
+	@$(RUN)ruff format . && $(RUN)ruff check --fix .
+
+check: setup  ## format, lint, types, import rules, budgets
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+	$(RUN)pytest -q tests/unit/test_budgets.py tests/unit/test_laws.py
+
+test: setup  ## the whole test suite, libvirt and QEMU parts included
+	$(RUN)pytest
+
+demo: setup  ## boot a real guest through the real openstack client
+	@$(RUN)duranova demo
+
+up: setup  ## run the all-in-one in ./.duranova
+	@$(RUN)duranova up

@@ -1,0 +1,1 @@
+"""The effects: control activities beside the database, host activities beside a hypervisor."""

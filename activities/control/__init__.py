@@ -1,0 +1,1 @@
+"""Effects on the record; run where the database is, never on a host."""

@@ -1,0 +1,1 @@
+"""Effects on one hypervisor; run on queue host:<name>, without a database."""

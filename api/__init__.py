@@ -1,0 +1,1 @@
+"""HTTP only: microversions, policy, request checks, views. It never touches a hypervisor."""

@@ -1,0 +1,31 @@
+"""Column shorthands shared by every table module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON
+from sqlmodel import Field
+
+from db.session import UtcDateTime, now
+from domain.ids import new_id
+
+
+def id_column() -> Any:
+    """Primary key: a fresh UUID as text."""
+    return Field(default_factory=new_id, primary_key=True, max_length=36)
+
+
+def json_column(default: Any = dict) -> Any:
+    """A JSON document; ``default`` is its factory. Replace the value, never change it in place."""
+    return Field(default_factory=default, sa_type=JSON, nullable=False)
+
+
+def stamped() -> Any:
+    """When the row was made or changed: now."""
+    return Field(default_factory=now, sa_type=UtcDateTime, nullable=False)
+
+
+def instant(*, index: bool = False) -> Any:
+    """An optional instant."""
+    return Field(default=None, sa_type=UtcDateTime, nullable=True, index=index)

@@ -1,0 +1,85 @@
+"""Servers: the row of record, with its tags and faults."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index
+from sqlmodel import Field, SQLModel
+
+from db.columns import id_column, instant, json_column, stamped
+
+
+class Server(SQLModel, table=True):
+    """An instance. The row stays after delete, marked by ``deleted_at``."""
+
+    __tablename__ = "server"
+    __table_args__ = (
+        Index("server_project_created", "project_id", "deleted_at", "created_at", "id"),
+    )
+    id: str = id_column()
+    project_id: str = Field(max_length=36)
+    user_id: str = Field(max_length=36)
+    name: str = Field(max_length=255)
+    hostname: str = Field(default="", max_length=255)
+    description: str | None = None
+    vm_state: str = Field(default="building", max_length=24)
+    task_state: str | None = Field(default=None, max_length=24)
+    power_state: int = 0
+    progress: int = 0
+    epoch: int = 0
+    """The newest fencing epoch handed out; grows with each claim and with delete."""
+    host: str | None = Field(default=None, max_length=255, index=True)
+    availability_zone: str | None = Field(default=None, max_length=255)
+    """As asked; None lets the scheduler choose."""
+    flavor: dict[str, Any] = json_column()
+    """A copy at create time: id (flavor_id), name, vcpus, ram_mb, disk_gb, ephemeral_gb, swap_mb, extra_specs."""
+    image_id: str | None = Field(default=None, max_length=36)
+    image: dict[str, Any] = json_column()
+    """A copy at create time: checksum (sha512), disk_format, size_bytes, min_disk, min_ram, properties."""
+    key_name: str | None = Field(default=None, max_length=255)
+    public_key: str | None = None
+    user_data: str | None = None
+    """base64, as sent."""
+    metadata_: dict[str, str] = json_column()
+    config_drive: bool = False
+    access_ip_v4: str = ""
+    access_ip_v6: str = ""
+    locked: bool = False
+    locked_by: str | None = Field(default=None, max_length=8)
+    """``owner`` or ``admin``."""
+    locked_reason: str | None = None
+    disk_config: str = Field(default="MANUAL", max_length=8)
+    scheduler_hints: dict[str, Any] = json_column()
+    group_id: str | None = Field(default=None, max_length=36, index=True)
+    reservation_id: str = Field(default="", max_length=64)
+    launch_index: int = 0
+    admin_pass_sealed: str | None = None
+    created_at: datetime = stamped()
+    updated_at: datetime = stamped()
+    launched_at: datetime | None = instant()
+    terminated_at: datetime | None = instant()
+    deleted_at: datetime | None = instant()
+
+
+class ServerTag(SQLModel, table=True):
+    """One tag of one server."""
+
+    __tablename__ = "server_tag"
+    server_id: str = Field(
+        foreign_key="server.id", max_length=36, primary_key=True, ondelete="CASCADE"
+    )
+    tag: str = Field(max_length=60, primary_key=True)
+
+
+class ServerFault(SQLModel, table=True):
+    """Why a server is in ERROR: the newest row counts."""
+
+    __tablename__ = "server_fault"
+    id: int | None = Field(default=None, primary_key=True)
+    server_id: str = Field(foreign_key="server.id", max_length=36, index=True)
+    code: int = 500
+    message: str = Field(max_length=255)
+    details: str | None = None
+    created_at: datetime = stamped()

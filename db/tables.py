@@ -1,0 +1,32 @@
+"""Every table, imported once, so that the metadata is complete wherever it is used."""
+
+from __future__ import annotations
+
+from sqlmodel import SQLModel
+
+from db import (
+    flavors,
+    groups,
+    hosts,
+    identity,
+    images,
+    keypairs,
+    network,
+    operations,
+    quotas,
+    servers,
+)
+
+MODULES = (
+    flavors,
+    groups,
+    hosts,
+    identity,
+    images,
+    keypairs,
+    network,
+    operations,
+    quotas,
+    servers,
+)
+metadata = SQLModel.metadata

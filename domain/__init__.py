@@ -1,0 +1,1 @@
+"""Pure core: what a cloud is, without I/O, clock or framework."""

@@ -1,0 +1,1 @@
+"""Pure placement: filters and weighers over host snapshots. The plug-in surface."""

@@ -1,0 +1,161 @@
+"""Fixtures every test may use: settings, database, a cloud without Temporal, an HTTP client, callers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from api.app import build_app
+from api.context import Cloud
+from api.launch import Launcher
+from api.policy import Caller
+from api.tokens import Tokens
+from db import tables
+from db.operations import Operation
+from db.servers import Server
+from db.session import open_engine
+from domain.errors import Unauthorized
+from domain.lifecycle import LIFECYCLES, check_allowed
+from domain.states import VmState
+from runtime.sealing import Sealer
+from runtime.settings import Settings
+
+SECRET = "test-secret-" + "x" * 40
+
+
+def caller(name: str, project: str, *roles: str) -> Caller:
+    return Caller(
+        user_id=f"user-{name}",
+        user_name=name,
+        project_id=f"project-{project}" if project else "",
+        project_name=project,
+        roles=frozenset(roles),
+        token_id=name,
+    )
+
+
+CALLERS = {
+    c.user_name: c
+    for c in (
+        caller("admin", "admin", "admin"),
+        caller("member", "demo", "member"),
+        caller("reader", "demo", "reader"),
+        caller("alt", "alt", "member"),
+        caller("unscoped", ""),
+    )
+}
+
+
+class StaticTokens(Tokens):
+    """The token *is* the caller's name: ``X-Auth-Token: member``."""
+
+    def validate(self, session: Session, token: str) -> Caller:
+        if token not in CALLERS:
+            raise Unauthorized("The request you have made requires authentication.")
+        return CALLERS[token]
+
+
+class RecordingLauncher(Launcher):
+    """Records what would be started and writes the operation row, without any Temporal server."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, str, dict[str, Any]]] = []
+        """(lifecycle, server id, input)"""
+        self.refreshed: list[str] = []
+        self.console = b""
+
+    def _record(
+        self, session: Session, who: Caller, server: Server, key: str, request_id: str, given: Any
+    ) -> Operation:
+        operation = Operation(
+            request_id=request_id,
+            action=LIFECYCLES[key].action,
+            lifecycle=key,
+            server_id=server.id,
+            project_id=server.project_id,
+            user_id=who.user_id,
+            input=given,
+        )
+        session.add(operation)
+        self.started.append((key, server.id, given))
+        return operation
+
+    def create(
+        self, session: Session, who: Caller, servers: list[Server], request_id: str
+    ) -> list[Operation]:
+        made = [self._record(session, who, s, "create", request_id, {}) for s in servers]
+        session.commit()
+        return made
+
+    def act(
+        self,
+        session: Session,
+        who: Caller,
+        server: Server,
+        lifecycle: str,
+        request_id: str,
+        input: dict[str, Any] | None = None,
+    ) -> Operation:
+        check_allowed(LIFECYCLES[lifecycle], server.id, VmState(server.vm_state))
+        operation = self._record(session, who, server, lifecycle, request_id, input or {})
+        session.commit()
+        return operation
+
+    def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
+        return self.console[-max_bytes:]
+
+    def refresh_hosts(self, hosts: set[str]) -> None:
+        self.refreshed.extend(sorted(hosts))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=f"sqlite:///{tmp_path}/duranova.db",
+        secret_key=SECRET,
+        public_url="http://testserver",
+    )
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = open_engine(settings.database_url)
+    tables.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def launcher() -> RecordingLauncher:
+    return RecordingLauncher()
+
+
+@pytest.fixture
+def cloud(settings: Settings, engine: Engine, launcher: RecordingLauncher) -> Cloud:
+    return Cloud(
+        settings=settings,
+        engine=engine,
+        tokens=StaticTokens(settings),
+        launcher=launcher,
+        sealer=Sealer(SECRET),
+    )
+
+
+@pytest.fixture
+def client(cloud: Cloud) -> Iterator[TestClient]:
+    """The whole API in process, asking as ``member`` of project ``project-demo`` unless told."""
+    app = build_app(cloud)
+    with TestClient(app, headers={"X-Auth-Token": "member"}) as client:
+        yield client
+
+
+def acting_as(name: str) -> dict[str, str]:
+    """Headers to ask as ``admin``, ``member``, ``reader`` (same project), ``alt`` (another one)."""
+    return {"X-Auth-Token": name}

@@ -1,0 +1,1 @@
+"""The libvirt driver; connection.py is the only importer of libvirt."""

@@ -1,0 +1,7 @@
+"""Being written."""
+
+from __future__ import annotations
+
+import libvirt
+
+VERSION = libvirt.getVersion()

@@ -1,0 +1,1 @@
+"""Deterministic stories of operations. Imports: standard library, temporalio, domain. Nothing else."""

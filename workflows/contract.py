@@ -1,0 +1,217 @@
+"""The activities as typed interfaces, with their commands and results.
+
+``activities/`` subclasses these; a workflow names the method of the interface, so both sides are type-checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from temporalio import activity
+
+from domain.guest import Fence, GuestSpec, NicSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Which operation on which server: the input of every operation workflow."""
+
+    operation_id: str
+    server_id: str
+    project_id: str
+    request_id: str
+    lifecycle: str
+    """Key of ``domain.lifecycle.LIFECYCLES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimHost:
+    """Choose and claim a host, passing over those already tried."""
+
+    ref: Ref
+    attempt: int
+    """1 for the first host."""
+    passed_over: tuple[str, ...] = ()
+    """Hosts on which this operation failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A claimed host and what to run there."""
+
+    host: str
+    fence: Fence
+    spec: GuestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseClaim:
+    """Give back what ``claim_host`` took under this epoch; nothing if it took nothing."""
+
+    ref: Ref
+    epoch: int
+    error: str | None = None
+    """Why the host was given up; recorded with the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start an operation on an existing server: mark it running, show the task state."""
+
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the server is. ``host`` and ``spec`` are None when it is on no host."""
+
+    host: str | None
+    fence: Fence
+    spec: GuestSpec | None
+    input: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End an operation and write the server's new state."""
+
+    ref: Ref
+    succeeded: bool
+    power_state: int | None = None
+    error: str | None = None
+    """The cause, for the fault and the operation."""
+    cancelled: bool = False
+    """Ended because something else took over (delete wins)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnGuest:
+    """Build and start the guest on this host."""
+
+    fence: Fence
+    spec: GuestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyGuest:
+    """Remove the guest and everything it left on this host."""
+
+    fence: Fence
+    server_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePower:
+    """One power operation; ``lifecycle`` names it."""
+
+    lifecycle: str
+    spec: GuestSpec
+    timeout_s: float
+    """For a graceful stop or reboot; 0 pulls the plug."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPower:
+    """The power state after the call (``domain.states.PowerState``)."""
+
+    power_state: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyNics:
+    """Make the filtering of running guests say this: server id → its NICs."""
+
+    nics: dict[str, tuple[NicSpec, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostRef:
+    """One host."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConsole:
+    """The tail of a guest's serial console."""
+
+    server_id: str
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealedText:
+    """Bytes sealed with the host's key (``runtime.sealing``)."""
+
+    sealed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did: ids of the operations it started again or closed."""
+
+    restarted: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+
+
+class ControlActivities:
+    """Effects on the record; run beside the database as local activities."""
+
+    @activity.defn
+    async def claim_host(self, cmd: ClaimHost) -> Placed:
+        """Decide and claim in one transaction. NoValidHost when no host passes."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def release_claim(self, cmd: ReleaseClaim) -> None:
+        """Undo of ``claim_host``; tolerates that it never happened."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def begin_operation(self, cmd: Begin) -> Located:
+        """First step of an operation on an existing server."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def finish_operation(self, cmd: Finish) -> None:
+        """Last step of every operation."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def host_nics(self, cmd: HostRef) -> ApplyNics:
+        """The wanted NICs of every server on a host."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def sweep_operations(self) -> Swept:
+        """Start accepted operations that have no workflow; close rows whose workflow has ended."""
+        raise NotImplementedError
+
+
+class HostActivities:
+    """Effects on one hypervisor; run on queue ``host:<name>``, without a database."""
+
+    @activity.defn
+    async def spawn_guest(self, cmd: SpawnGuest) -> GuestPower:
+        """Build and start; no-op if it already runs."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def destroy_guest(self, cmd: DestroyGuest) -> None:
+        """Undo of ``spawn_guest`` and the heart of delete."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def change_power(self, cmd: ChangePower) -> GuestPower:
+        """Start, stop, reboot, pause, unpause, suspend or resume."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def apply_nics(self, cmd: ApplyNics) -> None:
+        """Refresh filtering rules of running guests."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def read_console(self, cmd: ReadConsole) -> SealedText:
+        """Read the console; sealed, because it is the tenant's."""
+        raise NotImplementedError
