@@ -1,0 +1,52 @@
+"""Keyset pages: a page is found by its marker's values, so none is lost or doubled under churn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, false, or_
+
+
+def keyset(
+    statement: Select[Any],
+    order: Sequence[tuple[Any, bool]],
+    after: Sequence[Any] | None,
+    limit: int,
+) -> Select[Any]:
+    """``statement`` sorted, cut to the rows behind ``after``, at most ``limit`` of them.
+
+    ``order`` is (column, descending) pairs and must end in a unique column. ``after`` holds the
+    marker row's values of those columns. NULLs sort behind every value.
+    """
+    if after is not None:
+        statement = statement.where(_behind(order, after))
+    for column, descending in order:
+        term = column.desc() if descending else column.asc()
+        if _nullable(column):
+            term = term.nulls_first() if descending else term.nulls_last()
+        statement = statement.order_by(term)
+    return statement.limit(limit)
+
+
+def _nullable(column: Any) -> bool:
+    return bool(getattr(column, "nullable", False) or getattr(column.expression, "nullable", False))
+
+
+def _behind(order: Sequence[tuple[Any, bool]], after: Sequence[Any]) -> ColumnElement[bool]:
+    branches = []
+    equal: list[ColumnElement[bool]] = []
+    for (column, descending), value in zip(order, after, strict=True):
+        branches.append(and_(*equal, _past(column, descending, value)))
+        equal.append(column.is_(None) if value is None else column == value)
+    return or_(*branches)
+
+
+def _past(column: Any, descending: bool, value: Any) -> ColumnElement[bool]:
+    if value is None:
+        past: ColumnElement[bool] = column.is_not(None) if descending else false()
+        return past
+    if descending:
+        smaller: ColumnElement[bool] = column < value
+        return smaller
+    return or_(column > value, column.is_(None)) if _nullable(column) else and_(column > value)
