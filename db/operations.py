@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
+from db.session import now
+from domain.states import LIVE_OPERATION_STATES, OperationState
 
 
 class Operation(SQLModel, table=True):
@@ -71,3 +73,82 @@ class Decision(SQLModel, table=True):
     summary: str = ""
     """The sentence a fault shows."""
     created_at: datetime = stamped()
+
+
+_EVENTS = {
+    "create": "compute__do_build_and_run_instance",
+    "delete": "compute_terminate_instance",
+    "pause": "compute_pause_instance",
+    "reboot_hard": "compute_reboot_instance",
+    "reboot_soft": "compute_reboot_instance",
+    "resume": "compute_resume_instance",
+    "start": "compute_start_instance",
+    "stop": "compute_stop_instance",
+    "suspend": "compute_suspend_instance",
+    "unpause": "compute_unpause_instance",
+}
+
+
+def event_name(lifecycle: str) -> str:
+    """Nova's name of the event in which the host does its part of this lifecycle."""
+    return _EVENTS[lifecycle]
+
+
+def live_operations(session: Session, server_id: str) -> list[Operation]:
+    """The operations of a server that have not ended, oldest first."""
+    query = (
+        select(Operation)
+        .where(Operation.server_id == server_id, col(Operation.state).in_(LIVE_OPERATION_STATES))
+        .order_by(col(Operation.created_at))
+    )
+    return list(session.exec(query))
+
+
+def live_everywhere(session: Session, accepted_before: datetime) -> list[Operation]:
+    """Every operation accepted before this instant that has not ended, oldest first."""
+    query = (
+        select(Operation)
+        .where(
+            col(Operation.state).in_(LIVE_OPERATION_STATES),
+            Operation.created_at < accepted_before,
+        )
+        .order_by(col(Operation.created_at))
+    )
+    return list(session.exec(query))
+
+
+def open_event(session: Session, operation: Operation, host: str | None) -> None:
+    """Start the host's event of this operation, unless it is open already."""
+    name = event_name(operation.lifecycle)
+    if _open_events(session, operation.id):
+        return
+    session.add(OperationEvent(operation_id=operation.id, name=name, host=host))
+
+
+def close_events(session: Session, operation_id: str, error: str | None = None) -> None:
+    """End every open event of the operation: Success, or Error with the cause."""
+    for event in _open_events(session, operation_id):
+        event.finished_at = now()
+        event.result = "Error" if error else "Success"
+        event.details = error
+        session.add(event)
+
+
+def _open_events(session: Session, operation_id: str) -> list[OperationEvent]:
+    query = select(OperationEvent).where(
+        OperationEvent.operation_id == operation_id, col(OperationEvent.finished_at).is_(None)
+    )
+    return list(session.exec(query))
+
+
+def end_operation(
+    session: Session, operation: Operation, state: OperationState, error: str | None = None
+) -> None:
+    """Write the operation's end and close its events."""
+    operation.state = state
+    operation.error = error
+    operation.step = None
+    operation.percent = 100 if state is OperationState.SUCCEEDED else operation.percent
+    operation.finished_at = operation.updated_at = now()
+    session.add(operation)
+    close_events(session, operation.id, error)

@@ -46,10 +46,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseClaim:
-    """Give back what ``claim_host`` took under this epoch; nothing if it took nothing."""
+    """Give back what ``claim_host`` of this attempt took; nothing if it took nothing."""
 
     ref: Ref
-    epoch: int
+    attempt: int
     error: str | None = None
     """Why the host was given up; recorded with the step."""
 
@@ -132,6 +132,15 @@ class HostRef:
 
 
 @dataclass(frozen=True, slots=True)
+class PurgeGuest:
+    """A guest that a host reported and the record no longer wants there."""
+
+    host: str
+    server_id: str
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
 class ReadConsole:
     """The tail of a guest's serial console."""
 
@@ -183,7 +192,7 @@ class ControlActivities:
         raise NotImplementedError
 
     @activity.defn
-    async def sweep_operations(self) -> Swept:
+    async def sweep_operations(self, _cmd: HostRef) -> Swept:
         """Start accepted operations that have no workflow; close rows whose workflow has ended."""
         raise NotImplementedError
 

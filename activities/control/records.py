@@ -1,0 +1,137 @@
+"""The record's side of every operation: begin, finish, and the sweep's findings. Plain blocking methods."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, delete, select
+
+from activities.control.placement import guest_spec
+from db.hosts import Claim
+from db.network import nic_specs, release_server_ports
+from db.operations import Operation, end_operation, live_operations, open_event
+from db.servers import Server, ServerFault
+from db.session import now, transaction
+from domain.errors import NotFound
+from domain.guest import Fence
+from domain.lifecycle import LIFECYCLES
+from domain.states import LIVE_OPERATION_STATES, OperationState, PowerState, TaskState, VmState
+from runtime.settings import Settings
+from workflows.contract import ApplyNics, Begin, Finish, Located, Ref
+
+_FAULT_CHARS = 255
+
+
+class Records:
+    """Begins and ends operations in the database, each in one transaction; every call may come twice."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    def begin(self, cmd: Begin) -> Located:
+        """Mark the operation running and say where the server is. NotFound if it is gone."""
+        with transaction(self._engine) as session:
+            server, operation = _load(session, cmd.ref)
+            if server.deleted_at is not None:
+                raise NotFound(f"Instance {server.id} could not be found.")
+            if operation.state == OperationState.ACCEPTED:
+                self._enter(session, server, operation)
+            here = server.host is not None and server.image_id is not None
+            return Located(
+                host=server.host,
+                fence=Fence(int(operation.input.get("epoch", server.epoch)), operation.id),
+                spec=guest_spec(session, server, server.host) if here and server.host else None,
+                input={"timeout_s": str(self._timeout(operation))},
+            )
+
+    def _enter(self, session: Session, server: Server, operation: Operation) -> None:
+        lifecycle = LIFECYCLES[operation.lifecycle]
+        operation.state = OperationState.RUNNING
+        operation.started_at = operation.updated_at = now()
+        operation.host = server.host
+        operation.attempt = 1
+        operation.step = lifecycle.task_state
+        server.task_state = lifecycle.task_state
+        if operation.lifecycle == "delete":
+            server.epoch += 1  # everything spawned under an earlier epoch is refused from here on
+            operation.input = {**operation.input, "epoch": server.epoch}
+        session.add_all((server, operation))
+        open_event(session, operation, server.host)
+
+    def _timeout(self, operation: Operation) -> float:
+        return float(operation.input.get("timeout_s", self._settings.shutdown_timeout_s))
+
+    def finish(self, cmd: Finish) -> None:
+        """Write the end of an operation and the server's state; no-op for an operation that has ended."""
+        with transaction(self._engine) as session:
+            server, operation = _load(session, cmd.ref)
+            if operation.state not in LIVE_OPERATION_STATES:
+                return
+            if not cmd.succeeded:
+                _failed(session, server, operation, cmd)
+            elif operation.lifecycle == "delete":
+                _deleted(session, server, operation)
+            else:
+                _succeeded(session, server, operation, cmd.power_state)
+            server.updated_at = now()
+            session.add(server)
+
+    def host_nics(self, host: str) -> ApplyNics:
+        """The wanted NICs of every server that has a claim on this host."""
+        with transaction(self._engine) as session:
+            ids = list(session.exec(select(Claim.server_id).where(Claim.host == host)))
+            return ApplyNics(nic_specs(session, ids))
+
+
+def _load(session: Session, ref: Ref) -> tuple[Server, Operation]:
+    server = session.get(Server, ref.server_id, with_for_update=True)
+    operation = session.get(Operation, ref.operation_id)
+    if server is None or operation is None:
+        raise NotFound(f"Instance {ref.server_id} has no record")
+    return server, operation
+
+
+def _succeeded(
+    session: Session, server: Server, operation: Operation, power_state: int | None
+) -> None:
+    server.vm_state = LIFECYCLES[operation.lifecycle].success
+    server.task_state = None
+    server.power_state = PowerState.NOSTATE if power_state is None else power_state
+    if operation.lifecycle == "create":
+        server.launched_at = now()
+        server.progress = 100
+        for claim in session.exec(select(Claim).where(Claim.server_id == server.id)):
+            claim.building = False
+            session.add(claim)
+    end_operation(session, operation, OperationState.SUCCEEDED)
+
+
+def _failed(session: Session, server: Server, operation: Operation, cmd: Finish) -> None:
+    message = cmd.error or "Unknown failure"
+    state = OperationState.CANCELLED if cmd.cancelled else OperationState.FAILED
+    end_operation(session, operation, state, message)
+    if server.task_state == TaskState.DELETING:
+        return  # delete has taken over; it writes the rest
+    server.task_state = None
+    failure = LIFECYCLES[operation.lifecycle].failure
+    if failure is None:
+        return
+    server.vm_state = failure
+    fault = ServerFault(server_id=server.id, message=message[:_FAULT_CHARS], details=message)
+    session.add(fault)
+
+
+def _deleted(session: Session, server: Server, operation: Operation) -> None:
+    release_server_ports(session, server.id)
+    session.exec(delete(Claim).where(col(Claim.server_id) == server.id))
+    server.vm_state = VmState.DELETED
+    server.task_state = None
+    server.power_state = PowerState.NOSTATE
+    server.host = None
+    server.admin_pass_sealed = None
+    server.deleted_at = server.terminated_at = now()
+    for other in live_operations(session, server.id):
+        if other.id == operation.id or other.lifecycle == "delete":
+            end_operation(session, other, OperationState.SUCCEEDED)
+        else:
+            end_operation(session, other, OperationState.CANCELLED, "Deleted meanwhile")

@@ -1,0 +1,107 @@
+"""The Temporal client of every process, and how an operation becomes a workflow."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import (
+    Priority,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+)
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from domain.ids import CONTROL_QUEUE, server_workflow_id
+
+SERVER_ID = SearchAttributeKey.for_keyword("ServerId")
+PROJECT_ID = SearchAttributeKey.for_keyword("ProjectId")
+OPERATION = SearchAttributeKey.for_keyword("Operation")
+REQUEST_ID = SearchAttributeKey.for_keyword("RequestId")
+HOST = SearchAttributeKey.for_keyword("Host")
+SEARCH_ATTRIBUTES = (SERVER_ID, PROJECT_ID, OPERATION, REQUEST_ID, HOST)
+
+_RPC_TIMEOUT = timedelta(seconds=5)
+
+
+async def connect(address: str, namespace: str, *, lazy: bool = False) -> Client:
+    """A client with our tracing. ``lazy`` connects at the first call."""
+    return await Client.connect(
+        address,
+        namespace=namespace,
+        lazy=lazy,
+        plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
+    )
+
+
+async def start_operation(client: Client, workflow: str, ref: Any, *, eager: bool = False) -> None:
+    """Start the workflow of an operation (``ref`` is a ``workflows.contract.Ref``).
+
+    Delete goes by signal-with-start, so it reaches a busy server too. WorkflowAlreadyStartedError when
+    another operation owns the server.
+    """
+    delete = ref.lifecycle == "delete"
+    await client.start_workflow(
+        workflow,
+        ref,
+        id=server_workflow_id(ref.server_id),
+        task_queue=CONTROL_QUEUE,
+        id_conflict_policy=(
+            WorkflowIDConflictPolicy.USE_EXISTING if delete else WorkflowIDConflictPolicy.FAIL
+        ),
+        start_signal="delete" if delete else None,
+        start_signal_args=[ref] if delete else [],
+        search_attributes=TypedSearchAttributes(
+            [
+                SearchAttributePair(SERVER_ID, ref.server_id),
+                SearchAttributePair(PROJECT_ID, ref.project_id),
+                SearchAttributePair(OPERATION, ref.operation_id),
+                SearchAttributePair(REQUEST_ID, ref.request_id),
+            ]
+        ),
+        static_summary=f"{ref.lifecycle} {ref.server_id}",
+        request_eager_start=eager and not delete,
+        priority=Priority(fairness_key=ref.project_id),
+        rpc_timeout=_RPC_TIMEOUT,
+    )
+
+
+async def start_after_current(client: Client, workflow: str, ref: Any) -> None:
+    """Start an operation whose predecessor has written its end but not closed its workflow yet."""
+    while True:
+        try:
+            await start_operation(client, workflow, ref)
+            return
+        except WorkflowAlreadyStartedError as busy:
+            handle = client.get_workflow_handle(busy.workflow_id, run_id=busy.run_id)
+            await handle.result(follow_runs=False)
+
+
+async def run_status(client: Client, server_id: str) -> WorkflowExecutionStatus | None:
+    """How the newest run of a server's workflow stands; None when there is none any more."""
+    handle = client.get_workflow_handle(server_workflow_id(server_id))
+    try:
+        description = await handle.describe(rpc_timeout=_RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+    return description.status
+
+
+async def nudge_host(client: Client, workflow: str, ref: Any) -> None:
+    """Run a reconciler of a host, or one more round of it if it runs (``ref`` is a ``HostRef``)."""
+    await client.start_workflow(
+        workflow,
+        ref,
+        id=f"nics:{ref.host}",
+        task_queue=CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal="nudge",
+        rpc_timeout=_RPC_TIMEOUT,
+    )

@@ -1,0 +1,175 @@
+"""What every operation shares: calling activities, undoing them, yielding to delete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    CancelledError,
+    TimeoutType,
+    is_cancelled_exception,
+)
+from temporalio.exceptions import TimeoutError as ActivityTimeoutError
+
+from domain.ids import host_queue
+from workflows.contract import ControlActivities, Finish, Ref
+from workflows.policies import HOST_ANSWERS_WITHIN, POLICIES
+
+Command = TypeVar("Command")
+Result = TypeVar("Result")
+
+SUCCEEDED, FAILED, CANCELLED, DELETED = "succeeded", "failed", "cancelled", "deleted"
+"""Outcomes of an operation workflow; ``deleted`` means that delete took over."""
+
+
+async def do(
+    activity: Callable[[Any, Command], Awaitable[Result]], cmd: Command, *, host: str | None = None
+) -> Result:
+    """Run one activity under its row of the policy table; on a host's queue if ``host`` is given."""
+    name = activity.__name__
+    policy = POLICIES[name]
+    if policy.local:
+        local: Result = await workflow.execute_local_activity_method(
+            activity,
+            cmd,
+            start_to_close_timeout=policy.start_to_close,
+            retry_policy=policy.retry,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=name,
+        )
+        return local
+    assert host is not None, f"{name} needs a host"  # noqa: S101  # a programming error
+    remote: Result = await workflow.execute_activity_method(
+        activity,
+        cmd,
+        task_queue=host_queue(host),
+        schedule_to_start_timeout=HOST_ANSWERS_WITHIN,
+        start_to_close_timeout=policy.start_to_close,
+        heartbeat_timeout=policy.heartbeat,
+        retry_policy=policy.retry,
+        # The default stops waiting at once; an undo would then race a do that is still running.
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=f"{name} on {host}",
+    )
+    return remote
+
+
+def host_did_not_answer(error: BaseException) -> bool:
+    """Whether an activity failed because no worker of its host took it."""
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return isinstance(cause, ActivityTimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START
+
+
+def failure_kind(error: BaseException) -> str | None:
+    """The ``domain.errors.Kind`` behind an activity failure, if it has one."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    return cause.type if isinstance(cause, ApplicationError) else None
+
+
+def will_never_do(error: BaseException) -> bool:
+    """Whether the activity itself said that trying again cannot help."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    return isinstance(cause, ApplicationError) and cause.non_retryable
+
+
+def explain(error: BaseException, host: str | None = None) -> str:
+    """The cause in one sentence, for the fault and the operation."""
+    if host_did_not_answer(error):
+        return f"Host {host} did not answer within {HOST_ANSWERS_WITHIN.total_seconds():.0f} s"
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError):
+        return cause.message
+    if isinstance(cause, ActivityTimeoutError) and isinstance(error, ActivityError):
+        return f"{error.activity_type} on host {host} timed out ({cause.type.name if cause.type else ''})"
+    return str(cause or error)
+
+
+class Saga:
+    """Undo in reverse order when the block fails or is cancelled. Register the undo before the do."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Awaitable[object]]] = []
+
+    def on_failure(
+        self,
+        activity: Callable[[Any, Command], Awaitable[object]],
+        cmd: Command,
+        *,
+        host: str | None = None,
+    ) -> None:
+        """Run this activity if the block does not end well."""
+        self._undo.append(lambda: do(activity, cmd, host=host))
+
+    async def __aenter__(self) -> Saga:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if exc is not None:
+            await asyncio.shield(asyncio.ensure_future(self._unwind()))
+
+    async def _unwind(self) -> None:
+        while self._undo:
+            try:
+                await self._undo.pop()()
+            except ActivityError as error:
+                # A host that does not answer keeps what it has until it reports again; it is then told
+                # to remove it, because the record's epoch has moved on.
+                workflow.logger.warning("undo left to the host's next report: %s", error)
+
+
+class Operation:
+    """One lifecycle of one server, under the workflow id that is the server's lock.
+
+    Delete is signal-with-start on that id: it starts DeleteServer on an idle server, and on a busy one
+    it tells the running operation, which unwinds and continues as new into DeleteServer.
+    """
+
+    def __init__(self) -> None:
+        self._delete: Ref | None = None
+
+    @workflow.signal
+    def delete(self, ref: Ref) -> None:
+        """Delete was asked for; ``ref`` is the delete operation."""
+        self._delete = self._delete or ref
+
+    async def carry_out(self, ref: Ref, story: Coroutine[Any, Any, str]) -> str:
+        """Run the story of this operation unless delete takes over; returns the outcome."""
+        work = asyncio.ensure_future(story)
+        gone = asyncio.ensure_future(workflow.wait_condition(lambda: self._delete is not None))
+        try:
+            await workflow.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+            outcome = await self._outcome(ref, work)
+        except asyncio.CancelledError:
+            work.cancel()
+            outcome = await self._outcome(ref, work)
+        gone.cancel()
+        if self._delete is not None:
+            workflow.continue_as_new(workflow="DeleteServer", args=[self._delete])
+        return outcome
+
+    async def _outcome(self, ref: Ref, work: asyncio.Future[str]) -> str:
+        try:
+            return await work
+        except BaseException as error:
+            if not (isinstance(error, asyncio.CancelledError) or is_cancelled_exception(error)):
+                raise
+        reason = "Deleted meanwhile" if self._delete else "Cancelled by an operator"
+        finish = Finish(ref, succeeded=False, error=reason, cancelled=True)
+        await do(ControlActivities.finish_operation, finish)
+        return CANCELLED
+
+
+def reraise_cancel(error: BaseException) -> None:
+    """In an ``except`` that handles failures: let a cancellation through."""
+    if is_cancelled_exception(error) or isinstance(error, CancelledError):
+        raise error

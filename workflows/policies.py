@@ -1,0 +1,57 @@
+"""Every timeout, retry rule and queue of every activity, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.common import RetryPolicy
+
+BUILD_ATTEMPTS = 3
+"""Hosts tried for one create, the first included (Nova's default of ``max_attempts``)."""
+
+HOST_ANSWERS_WITHIN = timedelta(seconds=60)
+"""A host whose worker does not take a task in this time counts as not answering."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one activity is called."""
+
+    start_to_close: timedelta
+    """How long one attempt may take."""
+    retry: RetryPolicy
+    local: bool = True
+    """Control activities run as local activities (one dispatch less); host ones never do."""
+    heartbeat: timedelta | None = None
+
+
+_RECORD = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)
+)
+_GUEST = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=15),
+    maximum_attempts=3,
+)
+_UNDO = RetryPolicy(
+    initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
+)  # without limit: what was built is taken down, however long it takes
+
+_HEARTBEAT = timedelta(seconds=10)
+
+POLICIES: dict[str, Policy] = {
+    # control: the record. A database that is down is waited for.
+    "begin_operation": Policy(timedelta(seconds=30), _RECORD),
+    "claim_host": Policy(timedelta(seconds=30), _RECORD),
+    "finish_operation": Policy(timedelta(seconds=30), _RECORD),
+    "host_nics": Policy(timedelta(seconds=30), _RECORD),
+    "release_claim": Policy(timedelta(seconds=30), _RECORD),
+    "sweep_operations": Policy(timedelta(minutes=2), RetryPolicy(maximum_attempts=1)),
+    # hosts: a hypervisor
+    "apply_nics": Policy(timedelta(minutes=2), _GUEST, local=False, heartbeat=_HEARTBEAT),
+    "change_power": Policy(timedelta(minutes=10), _GUEST, local=False, heartbeat=_HEARTBEAT),
+    "destroy_guest": Policy(timedelta(minutes=5), _UNDO, local=False, heartbeat=_HEARTBEAT),
+    "read_console": Policy(timedelta(seconds=30), _GUEST, local=False, heartbeat=_HEARTBEAT),
+    "spawn_guest": Policy(timedelta(minutes=60), _GUEST, local=False, heartbeat=_HEARTBEAT),
+}

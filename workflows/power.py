@@ -1,0 +1,47 @@
+"""PowerServer: the lifecycles that are one call to the hypervisor."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from workflows.contract import (
+    Begin,
+    ChangePower,
+    ControlActivities,
+    Finish,
+    HostActivities,
+    Ref,
+)
+from workflows.operation import FAILED, SUCCEEDED, Operation, do, explain, reraise_cancel
+
+
+@workflow.defn
+class PowerServer(Operation):
+    """Start, stop, reboot, pause, unpause, suspend or resume, as ``ref.lifecycle`` says.
+
+    A failure leaves the server in the state it had; the operation carries the cause.
+    """
+
+    @workflow.run
+    async def run(self, ref: Ref) -> str:
+        """Returns the outcome."""
+        return await self.carry_out(ref, self._story(ref))
+
+    async def _story(self, ref: Ref) -> str:
+        located = await do(ControlActivities.begin_operation, Begin(ref))
+        if located.host is None or located.spec is None:
+            finish = Finish(ref, succeeded=False, error="The server is on no host")
+            await do(ControlActivities.finish_operation, finish)
+            return FAILED
+        change = ChangePower(ref.lifecycle, located.spec, float(located.input["timeout_s"]))
+        try:
+            guest = await do(HostActivities.change_power, change, host=located.host)
+        except ActivityError as error:
+            reraise_cancel(error)
+            finish = Finish(ref, succeeded=False, error=explain(error, located.host))
+            await do(ControlActivities.finish_operation, finish)
+            return FAILED
+        done = Finish(ref, succeeded=True, power_state=guest.power_state)
+        await do(ControlActivities.finish_operation, done)
+        return SUCCEEDED
