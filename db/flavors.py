@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlalchemy import UniqueConstraint, or_
+from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, json_column, stamped
+from db.paging import keyset
+from domain.errors import BadRequest, NotFound
 
 
 class Flavor(SQLModel, table=True):
@@ -40,3 +45,138 @@ class FlavorAccess(SQLModel, table=True):
     id: str = id_column()
     flavor_row_id: str = Field(foreign_key="flavor.id", max_length=36, ondelete="CASCADE")
     project_id: str = Field(max_length=36)
+
+
+DEFAULT_FLAVORS = (
+    # flavor_id, name, vcpus, ram in MB, disk in GB
+    ("tiny", "tiny", 1, 96, 1),
+    ("0", "m1.nano", 1, 128, 1),
+    ("1", "m1.tiny", 1, 512, 1),
+    ("2", "m1.small", 1, 2048, 20),
+    ("3", "m1.medium", 2, 4096, 40),
+    ("4", "m1.large", 4, 8192, 80),
+)
+"""What a new cloud starts with; ``tiny`` suits a small guest without hardware acceleration."""
+
+SORT_COLUMNS: dict[str, Any] = {
+    "created_at": col(Flavor.created_at),
+    "description": col(Flavor.description),
+    "disabled": col(Flavor.disabled),
+    "ephemeral_gb": col(Flavor.ephemeral_gb),
+    "flavorid": col(Flavor.flavor_id),
+    "id": col(Flavor.id),
+    "is_public": col(Flavor.is_public),
+    "memory_mb": col(Flavor.ram_mb),
+    "name": col(Flavor.name),
+    "root_gb": col(Flavor.disk_gb),
+    "rxtx_factor": col(Flavor.rxtx_factor),
+    "swap": col(Flavor.swap_mb),
+    "vcpus": col(Flavor.vcpus),
+}
+"""The API's sort key → column."""
+
+
+def ensure_default_flavors(session: Session) -> None:
+    """Make the default flavors if there is no flavor at all; a deleted one does not come back while
+    another is left."""
+    if session.exec(select(Flavor.id).limit(1)).first() is not None:
+        return
+    for flavor_id, name, vcpus, ram_mb, disk_gb in DEFAULT_FLAVORS:
+        session.add(
+            Flavor(flavor_id=flavor_id, name=name, vcpus=vcpus, ram_mb=ram_mb, disk_gb=disk_gb)
+        )
+    session.flush()
+
+
+def _usable(statement: Any, project_id: str) -> Any:
+    allowed = select(FlavorAccess.flavor_row_id).where(FlavorAccess.project_id == project_id)
+    return statement.where(or_(col(Flavor.is_public), col(Flavor.id).in_(allowed)))
+
+
+def get_flavor_for(session: Session, ref: str, project_id: str, is_admin: bool) -> Flavor:
+    """The flavor with this API id, if the project may use it; NotFound otherwise."""
+    statement = select(Flavor).where(Flavor.flavor_id == ref)
+    if not is_admin:
+        statement = _usable(statement, project_id)
+    flavor = session.exec(statement).first()
+    if flavor is None:
+        raise NotFound(f"Flavor {ref} could not be found.")
+    return flavor
+
+
+def find_clash(session: Session, flavor_id: str, name: str) -> Flavor | None:
+    """A flavor that already has this API id or this name."""
+    return session.exec(
+        select(Flavor).where(or_(col(Flavor.flavor_id) == flavor_id, col(Flavor.name) == name))
+    ).first()
+
+
+@dataclass(frozen=True, slots=True)
+class FlavorFilter:
+    """Which flavors a list shows, to whom."""
+
+    project_id: str
+    is_admin: bool
+    """Others see the enabled flavors they may use, whatever ``is_public`` says."""
+    is_public: bool | None = True
+    """None asks for both kinds; True also shows an admin the non-public ones open to their own
+    project, as in Nova."""
+    min_ram_mb: int | None = None
+    min_disk_gb: int | None = None
+
+
+def list_flavors(
+    session: Session,
+    wanted: FlavorFilter,
+    order: Sequence[tuple[str, bool]],
+    limit: int,
+    marker: str | None,
+) -> list[Flavor]:
+    """A page of flavors behind the flavor ``marker`` (an API id; BadRequest when there is none).
+
+    ``order`` is (key of SORT_COLUMNS, descending) pairs.
+    """
+    columns = [(SORT_COLUMNS[key], descending) for key, descending in order]
+    columns.append((col(Flavor.id), False))
+    after = None
+    if marker is not None:
+        last = session.exec(select(Flavor).where(Flavor.flavor_id == marker)).first()
+        if last is None:
+            raise BadRequest(f"marker [{marker}] not found")
+        after = [getattr(last, column.key) for column, _ in columns]
+    return list(session.scalars(keyset(_filtered(wanted), columns, after, limit)))
+
+
+def _filtered(wanted: FlavorFilter) -> Any:
+    statement: Any = select(Flavor)
+    if not wanted.is_admin:
+        statement = statement.where(col(Flavor.disabled).is_(False))
+    if not wanted.is_admin or wanted.is_public:
+        statement = _usable(statement, wanted.project_id)
+    elif wanted.is_public is False:
+        statement = statement.where(col(Flavor.is_public).is_(False))
+    if wanted.min_ram_mb is not None:
+        statement = statement.where(Flavor.ram_mb >= wanted.min_ram_mb)
+    if wanted.min_disk_gb is not None:
+        statement = statement.where(Flavor.disk_gb >= wanted.min_disk_gb)
+    return statement
+
+
+def access_of(session: Session, flavor: Flavor) -> list[str]:
+    """The projects that may use a non-public flavor, in order of their id."""
+    return list(
+        session.exec(
+            select(FlavorAccess.project_id)
+            .where(FlavorAccess.flavor_row_id == flavor.id)
+            .order_by(col(FlavorAccess.project_id))
+        )
+    )
+
+
+def find_access(session: Session, flavor: Flavor, project_id: str) -> FlavorAccess | None:
+    """The access entry of this project, or None."""
+    return session.exec(
+        select(FlavorAccess).where(
+            FlavorAccess.flavor_row_id == flavor.id, FlavorAccess.project_id == project_id
+        )
+    ).first()

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import UniqueConstraint
-from sqlmodel import Field, SQLModel
+from collections.abc import Mapping
+
+from sqlalchemy import UniqueConstraint, delete, func, text
+from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column
+from db.groups import ServerGroup
+from db.identity import Project
+from db.keypairs import Keypair
+from db.servers import Server
+from domain.errors import QuotaExceeded
+from domain.quota import COUNTED_PER_USER, overs, refusal
+
+_CLASS = "class:"
+DEFAULT_CLASS = "default"
+"""The one quota class that counts: its limits replace the settings' defaults."""
 
 
 class QuotaLimit(SQLModel, table=True):
@@ -14,10 +26,166 @@ class QuotaLimit(SQLModel, table=True):
     __tablename__ = "quota_limit"
     __table_args__ = (UniqueConstraint("project_id", "user_id", "resource"),)
     id: str = id_column()
-    project_id: str = Field(max_length=36, index=True)
-    """A project's id, or ``class:default`` for the default class."""
+    project_id: str = Field(max_length=270, index=True)
+    """A project's id, or ``class:`` and the name of a quota class."""
     user_id: str = Field(default="", max_length=36)
     resource: str = Field(max_length=64)
     """Nova's names: instances, cores, ram, key_pairs, server_groups, server_group_members,
     metadata_items; Neutron's: network, subnet, port, security_group, security_group_rule."""
     limit: int
+
+
+def project_exists(session: Session, project_id: str) -> bool:
+    """Whether the identity service knows this project."""
+    return session.get(Project, project_id) is not None
+
+
+def set_limit(
+    session: Session, project_id: str, resource: str, limit: int, user_id: str = ""
+) -> None:
+    """Give a project, or one user in it, a limit of its own."""
+    row = session.exec(
+        select(QuotaLimit).where(
+            QuotaLimit.project_id == project_id,
+            QuotaLimit.user_id == user_id,
+            QuotaLimit.resource == resource,
+        )
+    ).first()
+    if row is None:
+        row = QuotaLimit(project_id=project_id, user_id=user_id, resource=resource, limit=limit)
+    row.limit = limit
+    session.add(row)
+    session.flush()
+
+
+def set_class_limit(session: Session, name: str, resource: str, limit: int) -> None:
+    """Set one limit of a quota class."""
+    set_limit(session, _CLASS + name, resource, limit)
+
+
+def forget_limits(
+    session: Session, project_id: str, resources: tuple[str, ...], user_id: str = ""
+) -> None:
+    """Back to the defaults: a project (with all its users), or one user in it."""
+    statement = delete(QuotaLimit).where(
+        col(QuotaLimit.project_id) == project_id, col(QuotaLimit.resource).in_(resources)
+    )
+    if user_id:
+        statement = statement.where(col(QuotaLimit.user_id) == user_id)
+    session.exec(statement)
+
+
+def _own_limits(session: Session, project_id: str, user_id: str = "") -> dict[str, int]:
+    rows = session.exec(
+        select(QuotaLimit).where(QuotaLimit.project_id == project_id, QuotaLimit.user_id == user_id)
+    )
+    return {row.resource: row.limit for row in rows}
+
+
+def class_limits(session: Session, name: str, defaults: Mapping[str, int]) -> dict[str, int]:
+    """The limits of a quota class; what it does not set is as in ``defaults``
+    (``settings.quota_defaults``)."""
+    own = _own_limits(session, _CLASS + name)
+    return {resource: own.get(resource, limit) for resource, limit in defaults.items()}
+
+
+def limits_of(
+    session: Session, project_id: str, defaults: Mapping[str, int], user_id: str = ""
+) -> dict[str, int]:
+    """The limits that hold: a user's own, else the project's own, else the default class's."""
+    limits = class_limits(session, DEFAULT_CLASS, defaults)
+    own = _own_limits(session, project_id)
+    if user_id:
+        own |= _own_limits(session, project_id, user_id)
+    return {resource: own.get(resource, limit) for resource, limit in limits.items()}
+
+
+def given_to_users(session: Session, project_id: str, but_not: str = "") -> dict[str, int]:
+    """Resource → the sum of the limits given to single users of the project."""
+    rows = session.exec(
+        select(QuotaLimit.resource, func.sum(QuotaLimit.limit))
+        .where(
+            QuotaLimit.project_id == project_id,
+            QuotaLimit.user_id != "",
+            QuotaLimit.user_id != but_not,
+            QuotaLimit.limit > 0,
+        )
+        .group_by(QuotaLimit.resource)
+    )
+    return {resource: int(total) for resource, total in rows}
+
+
+def usage_of(session: Session, project_id: str, user_id: str = "") -> dict[str, int]:
+    """What a project, or one user in it, has: instances, cores, ram (MB), server_groups."""
+    servers = select(
+        func.count(col(Server.id)),
+        func.coalesce(func.sum(Server.vcpus), 0),
+        func.coalesce(func.sum(Server.ram_mb), 0),
+    ).where(Server.project_id == project_id, col(Server.deleted_at).is_(None))
+    groups = select(func.count(col(ServerGroup.id))).where(ServerGroup.project_id == project_id)
+    if user_id:
+        servers = servers.where(Server.user_id == user_id)
+        groups = groups.where(ServerGroup.user_id == user_id)
+    instances, cores, ram = session.exec(servers).one()
+    return {
+        "instances": int(instances),
+        "cores": int(cores),
+        "ram": int(ram),
+        "server_groups": int(session.exec(groups).one()),
+    }
+
+
+def count_keypairs(session: Session, user_id: str) -> int:
+    """How many keypairs a user has."""
+    return int(
+        session.exec(select(func.count(col(Keypair.id))).where(Keypair.user_id == user_id)).one()
+    )
+
+
+def count_group_members(session: Session, group_id: str, user_id: str = "") -> int:
+    """How many servers, not deleted, are in a group; with ``user_id`` only that user's."""
+    statement = select(func.count(col(Server.id))).where(
+        Server.group_id == group_id, col(Server.deleted_at).is_(None)
+    )
+    if user_id:
+        statement = statement.where(Server.user_id == user_id)
+    return int(session.exec(statement).one())
+
+
+def lock_quota(session: Session, owner_id: str) -> None:
+    """Make concurrent checks of one project or user wait for each other until the transaction ends.
+
+    SQLite needs nothing: a write transaction is alone there.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))"),
+            {"owner": f"quota:{owner_id}"},
+        )
+
+
+def check_quota(
+    session: Session,
+    project_id: str,
+    user_id: str,
+    wanted: Mapping[str, int],
+    defaults: Mapping[str, int],
+) -> None:
+    """Raise QuotaExceeded, in Nova's words, unless ``wanted`` more fits the project and the user.
+
+    Call it in the write transaction that then adds the rows: until that one ends, other checks of the
+    project wait. ``wanted`` may name instances, cores, ram (MB) and server_groups, which are counted,
+    and metadata_items, key_pairs and server_group_members, which are compared as they are: for those
+    add what is there already. ``defaults`` is ``settings.quota_defaults``.
+    """
+    lock_quota(session, project_id)
+    _check(limits_of(session, project_id, defaults), usage_of(session, project_id), wanted)
+    own = _own_limits(session, project_id, user_id)
+    if own.keys() & wanted.keys() & COUNTED_PER_USER:
+        mine = {name: amount for name, amount in wanted.items() if name in own}
+        _check(own, usage_of(session, project_id, user_id), mine)
+
+
+def _check(limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    if names := overs(limits, used, wanted):
+        raise QuotaExceeded(refusal(names, limits, used, wanted))

@@ -35,6 +35,10 @@ class Server(SQLModel, table=True):
     """As asked; None lets the scheduler choose."""
     flavor: dict[str, Any] = json_column()
     """A copy at create time: id (flavor_id), name, vcpus, ram_mb, disk_gb, ephemeral_gb, swap_mb, extra_specs."""
+    vcpus: int = 0
+    """As in ``flavor``, again as numbers, so that a quota is one sum on every database. Set at create."""
+    ram_mb: int = 0
+    disk_gb: int = 0
     image_id: str | None = Field(default=None, max_length=36)
     image: dict[str, Any] = json_column()
     """A copy at create time: checksum (sha512), disk_format, size_bytes, min_disk, min_ram, properties."""

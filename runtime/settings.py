@@ -72,10 +72,35 @@ class Settings(BaseSettings):
     image_max_bytes: int = 100 * 1024**3
     console_log_max_bytes: int = 1024**2
 
+    # what a project may have until its quota says otherwise; -1 is unlimited. Instances, cores and ram
+    # are a hundred times Nova's and more, for a cloud that is meant to be filled; the rest is Nova's.
+    quota_instances: int = 1000
+    quota_cores: int = 4000
+    quota_ram: int = 8 * 1024**2
+    """MB"""
+    quota_metadata_items: int = 128
+    quota_key_pairs: int = 100
+    """Per user."""
+    quota_server_groups: int = 10
+    quota_server_group_members: int = 10
+
     # telemetry
     otlp_endpoint: str | None = None
     log_level: str = "INFO"
     log_json: bool = True
+
+    @property
+    def quota_defaults(self) -> dict[str, int]:
+        """Compute resource (Nova's name) → limit of a project that has no limit of its own."""
+        return {
+            "instances": self.quota_instances,
+            "cores": self.quota_cores,
+            "ram": self.quota_ram,
+            "metadata_items": self.quota_metadata_items,
+            "key_pairs": self.quota_key_pairs,
+            "server_groups": self.quota_server_groups,
+            "server_group_members": self.quota_server_group_members,
+        }
 
     @property
     def image_dir(self) -> Path:
