@@ -6,18 +6,40 @@ same workflow id, so twice is once.
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any
 
+import structlog
 from sqlmodel import Session
+from temporalio.client import Client
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
 
-from api.policy import Caller
-from db.operations import Operation
+from api.policy import Caller, permits
+from db.operations import Operation, live_operations
 from db.servers import Server
+from db.session import now
+from domain.errors import Conflict, DuranovaError, NotFound, ServerBusy, Unavailable
+from domain.guest import Fence
+from domain.ids import host_queue
+from domain.lifecycle import LIFECYCLES, Lifecycle, check_allowed
+from domain.states import TaskState, VmState
+from runtime.sealing import Sealer, host_key
+from runtime.settings import Settings
+from runtime.temporal import nudge_host, purge_guest, start_after_current, start_operation
+from workflows.contract import HostActivities, HostRef, PurgeGuest, ReadConsole, Ref
+
+_log = structlog.get_logger(__name__)
+_CONSOLE_S = 10.0
 
 
-class Launcher:
+class Launcher(ABC):
     """Turns an accepted request into a running workflow. Called from handlers that run in a thread."""
 
+    @abstractmethod
     def create(
         self, session: Session, who: Caller, servers: list[Server], request_id: str
     ) -> list[Operation]:
@@ -25,8 +47,8 @@ class Launcher:
 
         Commits the session. The servers are BUILD/scheduling afterwards.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def act(
         self,
         session: Session,
@@ -41,12 +63,161 @@ class Launcher:
 
         Commits the session. ``delete`` is accepted in every state and wins over a running operation.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
         """The tail of a guest's console from its host. Unavailable when the host does not answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refresh_hosts(self, hosts: set[str]) -> None:
         """Tell these hosts that filtering rules of their ports changed; call after commit."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def purge(self, host: str, server_id: str, fence: Fence) -> None:
+        """Have a host remove a guest that the record has provably moved on from."""
+
+
+class TemporalLauncher(Launcher):
+    """Records in the database and starts on the Temporal server."""
+
+    def __init__(
+        self, client: Client, loop: asyncio.AbstractEventLoop, settings: Settings, *, eager: bool
+    ) -> None:
+        self._client = client
+        self._loop = loop
+        self._settings = settings
+        self._eager = eager
+        """Whether the control worker shares this client, so that a start can skip a dispatch."""
+
+    def create(
+        self, session: Session, who: Caller, servers: list[Server], request_id: str
+    ) -> list[Operation]:
+        for server in servers:
+            server.vm_state = VmState.BUILDING
+            server.task_state = TaskState.SCHEDULING
+        session.add_all(servers)
+        session.flush()  # the rows the operations refer to
+        operations = [_record(session, who, s, "create", request_id, {}) for s in servers]
+        session.commit()
+        for operation in operations:
+            self._start(operation)
+        return operations
+
+    def act(
+        self,
+        session: Session,
+        who: Caller,
+        server: Server,
+        lifecycle: str,
+        request_id: str,
+        input: dict[str, Any] | None = None,
+    ) -> Operation:
+        session.refresh(server, with_for_update=True)
+        live = live_operations(session, server.id)
+        if lifecycle == "delete" and (again := [o for o in live if o.lifecycle == "delete"]):
+            return again[0]
+        _guard(who, server, LIFECYCLES[lifecycle], live)
+        server.task_state = LIFECYCLES[lifecycle].task_state
+        server.updated_at = now()
+        session.add(server)
+        operation = _record(session, who, server, lifecycle, request_id, input or {})
+        session.commit()
+        self._start(operation)
+        return operation
+
+    def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
+        call: Coroutine[Any, Any, Any] = self._client.execute_activity_method(
+            HostActivities.read_console,
+            ReadConsole(server_id, max_bytes),
+            id=f"console:{server_id}:{now().timestamp()}",
+            task_queue=host_queue(host),
+            schedule_to_close_timeout=timedelta(seconds=_CONSOLE_S),
+        )
+        try:
+            sealed = self._wait(call, _CONSOLE_S + 2)
+        except Exception as error:
+            if "NotFound" in str(getattr(error.__cause__, "type", "")):
+                raise NotFound(f"Instance {server_id} could not be found.") from error
+            raise Unavailable(f"Host {host} did not answer") from error
+        return Sealer(host_key(self._secret, host)).unseal(sealed.sealed)
+
+    def refresh_hosts(self, hosts: set[str]) -> None:
+        for host in sorted(hosts):
+            self._try(nudge_host(self._client, "SyncHostNics", HostRef(host)), host=host)
+
+    def purge(self, host: str, server_id: str, fence: Fence) -> None:
+        cmd = PurgeGuest(host, server_id, fence)
+        self._try(purge_guest(self._client, "PurgeStaleGuest", cmd), host=host, server=server_id)
+
+    @property
+    def _secret(self) -> str:
+        return self._settings.secret_key.get_secret_value()
+
+    def _start(self, operation: Operation) -> None:
+        ref = Ref(
+            operation_id=operation.id,
+            server_id=operation.server_id,
+            project_id=operation.project_id,
+            request_id=operation.request_id,
+            lifecycle=operation.lifecycle,
+        )
+        workflow = LIFECYCLES[operation.lifecycle].workflow
+        try:
+            self._wait(start_operation(self._client, workflow, ref, eager=self._eager))
+        except WorkflowAlreadyStartedError:
+            # The record says nobody owns the server, so its last workflow is just closing.
+            asyncio.run_coroutine_threadsafe(
+                start_after_current(self._client, workflow, ref), self._loop
+            )
+        except (RPCError, TimeoutError) as error:
+            # The request is accepted and recorded; the sweep starts it when Temporal answers again.
+            _log.warning("start left to the sweep", operation_id=operation.id, error=str(error))
+
+    def _try(self, call: Coroutine[Any, Any, None], **context: str) -> None:
+        try:
+            self._wait(call)
+        except (RPCError, TimeoutError) as error:
+            _log.warning("Temporal did not take a nudge", error=str(error), **context)
+
+    def _wait(self, call: Coroutine[Any, Any, Any], timeout_s: float = 10.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(timeout_s)
+
+
+def _guard(who: Caller, server: Server, row: Lifecycle, live: list[Operation]) -> None:
+    deleting = row.success is VmState.DELETED
+    if server.locked and not row.locked_ok and not permits(who, "servers:unlock:override"):
+        raise Conflict(f"Instance {server.id} is locked")
+    if live and not deleting:
+        busy = live[0]
+        raise ServerBusy(
+            f"Cannot '{row.action}' instance {server.id} while operation {busy.id} "
+            f"({busy.action}) is {busy.state}: it is in task_state {server.task_state}"
+        )
+    try:
+        check_allowed(row, server.id, VmState(server.vm_state))
+    except DuranovaError:
+        if deleting:  # already gone
+            raise NotFound(f"Instance {server.id} could not be found.") from None
+        raise
+
+
+def _record(
+    session: Session,
+    who: Caller,
+    server: Server,
+    lifecycle: str,
+    request_id: str,
+    given: dict[str, Any],
+) -> Operation:
+    operation = Operation(
+        request_id=request_id,
+        action=LIFECYCLES[lifecycle].action,
+        lifecycle=lifecycle,
+        server_id=server.id,
+        project_id=server.project_id,
+        user_id=who.user_id,
+        host=server.host,
+        input=given,
+    )
+    session.add(operation)
+    return operation

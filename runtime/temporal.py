@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.common import (
     Priority,
     SearchAttributeKey,
@@ -79,7 +80,8 @@ async def start_after_current(client: Client, workflow: str, ref: Any) -> None:
             return
         except WorkflowAlreadyStartedError as busy:
             handle = client.get_workflow_handle(busy.workflow_id, run_id=busy.run_id)
-            await handle.result(follow_runs=False)
+            with suppress(WorkflowFailureError):  # how it ended is not our business
+                await handle.result(follow_runs=False)
 
 
 async def run_status(client: Client, server_id: str) -> WorkflowExecutionStatus | None:
@@ -103,5 +105,17 @@ async def nudge_host(client: Client, workflow: str, ref: Any) -> None:
         task_queue=CONTROL_QUEUE,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         start_signal="nudge",
+        rpc_timeout=_RPC_TIMEOUT,
+    )
+
+
+async def purge_guest(client: Client, workflow: str, cmd: Any) -> None:
+    """Have a host remove a stale guest (``cmd`` is a ``PurgeGuest``); once at a time."""
+    await client.start_workflow(
+        workflow,
+        cmd,
+        id=f"purge:{cmd.host}:{cmd.server_id}",
+        task_queue=CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         rpc_timeout=_RPC_TIMEOUT,
     )

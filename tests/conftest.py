@@ -21,6 +21,7 @@ from db.operations import Operation
 from db.servers import Server
 from db.session import open_engine
 from domain.errors import Unauthorized
+from domain.guest import Fence
 from domain.lifecycle import LIFECYCLES, check_allowed
 from domain.states import VmState
 from runtime.sealing import Sealer
@@ -68,6 +69,7 @@ class RecordingLauncher(Launcher):
         self.started: list[tuple[str, str, dict[str, Any]]] = []
         """(lifecycle, server id, input)"""
         self.refreshed: list[str] = []
+        self.purged: list[tuple[str, str, int]] = []
         self.console = b""
 
     def _record(
@@ -112,6 +114,9 @@ class RecordingLauncher(Launcher):
 
     def refresh_hosts(self, hosts: set[str]) -> None:
         self.refreshed.extend(sorted(hosts))
+
+    def purge(self, host: str, server_id: str, fence: Fence) -> None:
+        self.purged.append((host, server_id, fence.epoch))
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""The control activities: each hands its command to the part of the record it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import activity
+
+from activities.control.placement import Placement
+from activities.control.records import Records
+from activities.control.sweep import Sweep
+from workflows.contract import (
+    ApplyNics,
+    Begin,
+    ClaimHost,
+    ControlActivities,
+    Finish,
+    HostRef,
+    Located,
+    Placed,
+    ReleaseClaim,
+    Swept,
+)
+
+
+class Control(ControlActivities):
+    """Implements the contract; database work runs in threads, so the worker's loop stays free."""
+
+    def __init__(self, records: Records, placement: Placement, sweep: Sweep) -> None:
+        self._records = records
+        self._placement = placement
+        self._sweep = sweep
+
+    @activity.defn
+    async def claim_host(self, cmd: ClaimHost) -> Placed:
+        return await asyncio.to_thread(self._placement.claim, cmd)
+
+    @activity.defn
+    async def release_claim(self, cmd: ReleaseClaim) -> None:
+        await asyncio.to_thread(self._placement.release, cmd)
+
+    @activity.defn
+    async def begin_operation(self, cmd: Begin) -> Located:
+        return await asyncio.to_thread(self._records.begin, cmd)
+
+    @activity.defn
+    async def finish_operation(self, cmd: Finish) -> None:
+        await asyncio.to_thread(self._records.finish, cmd)
+
+    @activity.defn
+    async def host_nics(self, cmd: HostRef) -> ApplyNics:
+        return await asyncio.to_thread(self._records.host_nics, cmd.host)
+
+    @activity.defn
+    async def sweep_operations(self, _cmd: HostRef) -> Swept:
+        return await self._sweep.run()

@@ -1,0 +1,81 @@
+"""The gap between commit and start: finds operations without a workflow and puts them right."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Engine
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from activities.control.records import Records
+from db.operations import Operation, live_everywhere
+from db.session import now, reading
+from domain.lifecycle import LIFECYCLES
+from domain.states import OperationState
+from runtime.temporal import run_status, start_operation
+from workflows.contract import Finish, Ref, Swept
+
+GRACE = timedelta(seconds=5)
+"""An operation younger than this is still being started by the API."""
+
+_log = structlog.get_logger(__name__)
+_OVER = {
+    WorkflowExecutionStatus.FAILED: "The workflow of this operation failed",
+    WorkflowExecutionStatus.TERMINATED: "An operator terminated the workflow of this operation",
+    WorkflowExecutionStatus.TIMED_OUT: "The workflow of this operation timed out",
+}
+
+
+class Sweep:
+    """One pass over the live operations; safe to run anywhere, any number of times."""
+
+    def __init__(self, client: Client, engine: Engine, records: Records) -> None:
+        self._client = client
+        self._engine = engine
+        self._records = records
+
+    async def run(self) -> Swept:
+        """Start what was accepted but never started, close what ended without saying so."""
+        restarted, closed = [], []
+        for operation in await asyncio.to_thread(self._live):
+            status = await run_status(self._client, operation.server_id)
+            if status is WorkflowExecutionStatus.RUNNING:
+                continue
+            accepted = operation.state == OperationState.ACCEPTED
+            if not accepted and status in _OVER:
+                await asyncio.to_thread(self._close, operation, _OVER[status])
+                closed.append(operation.id)
+            elif await self._start(operation):
+                restarted.append(operation.id)
+        return Swept(tuple(restarted), tuple(closed))
+
+    def _live(self) -> list[Operation]:
+        with reading(self._engine) as session:
+            return live_everywhere(session, now() - GRACE)
+
+    async def _start(self, operation: Operation) -> bool:
+        try:
+            workflow = LIFECYCLES[operation.lifecycle].workflow
+            await start_operation(self._client, workflow, ref_of(operation))
+        except WorkflowAlreadyStartedError:
+            return False  # somebody was quicker
+        _log.warning("operation started by the sweep", operation_id=operation.id)
+        return True
+
+    def _close(self, operation: Operation, reason: str) -> None:
+        _log.warning("operation closed by the sweep", operation_id=operation.id, reason=reason)
+        self._records.finish(Finish(ref_of(operation), succeeded=False, error=reason))
+
+
+def ref_of(operation: Operation) -> Ref:
+    """The workflow input of a recorded operation."""
+    return Ref(
+        operation_id=operation.id,
+        server_id=operation.server_id,
+        project_id=operation.project_id,
+        request_id=operation.request_id,
+        lifecycle=operation.lifecycle,
+    )
