@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index
-from sqlmodel import Field, SQLModel
+from sqlalchemy import Index, func
+from sqlmodel import Field, Session, SQLModel, col, delete, select
 
 from db.columns import id_column, instant, json_column, stamped
+from domain.errors import NotFound
 
 
 class Server(SQLModel, table=True):
@@ -60,6 +63,8 @@ class Server(SQLModel, table=True):
     reservation_id: str = Field(default="", max_length=64)
     launch_index: int = 0
     admin_pass_sealed: str | None = None
+    guest_password: str | None = None
+    """What the guest posted as its password: encrypted by the guest with the user's own public key."""
     created_at: datetime = stamped()
     updated_at: datetime = stamped()
     launched_at: datetime | None = instant()
@@ -87,3 +92,46 @@ class ServerFault(SQLModel, table=True):
     message: str = Field(max_length=255)
     details: str | None = None
     created_at: datetime = stamped()
+
+
+def get_server(
+    session: Session, server_id: str, project_id: str | None, *, deleted: bool = False
+) -> Server:
+    """The server with this id, in this project (None: in any); NotFound, in Nova's words.
+    ``deleted`` also finds those that are gone."""
+    server = session.get(Server, server_id)
+    foreign = server is not None and project_id is not None and server.project_id != project_id
+    if server is None or foreign or (server.deleted_at is not None and not deleted):
+        raise NotFound(f"Instance {server_id} could not be found.")
+    return server
+
+
+def tags_of(session: Session, server_ids: Collection[str]) -> dict[str, list[str]]:
+    """Server id → its tags in order; servers without tags are left out."""
+    rows = session.exec(
+        select(ServerTag.server_id, ServerTag.tag)
+        .where(col(ServerTag.server_id).in_(server_ids))
+        .order_by(col(ServerTag.tag))
+    )
+    tags: dict[str, list[str]] = defaultdict(list)
+    for server_id, tag in rows:
+        tags[server_id].append(tag)
+    return tags
+
+
+def replace_tags(session: Session, server_id: str, tags: Iterable[str]) -> None:
+    """Make these the server's only tags."""
+    session.exec(delete(ServerTag).where(col(ServerTag.server_id) == server_id))
+    session.add_all(ServerTag(server_id=server_id, tag=tag) for tag in sorted(set(tags)))
+    session.flush()
+
+
+def newest_faults(session: Session, server_ids: Collection[str]) -> dict[str, ServerFault]:
+    """Server id → its newest fault."""
+    newest = (
+        select(func.max(ServerFault.id))
+        .where(col(ServerFault.server_id).in_(server_ids))
+        .group_by(col(ServerFault.server_id))
+    )
+    rows = session.exec(select(ServerFault).where(col(ServerFault.id).in_(newest)))
+    return {fault.server_id: fault for fault in rows}

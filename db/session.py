@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
+import re2
 from sqlalchemy import DateTime, Dialect, Engine, TypeDecorator, event, make_url
 from sqlmodel import Session, create_engine
 
@@ -48,6 +50,21 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves, see _sqlite_begin
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    connection.create_function("regexp", 2, _regexp, deterministic=True)
+
+
+def _regexp(pattern: str, text: str | None) -> bool:
+    # The driver's own uses Python's engine, which some patterns keep busy for ever; RE2 is linear.
+    return text is not None and compile_pattern(pattern).search(text) is not None
+
+
+@lru_cache(maxsize=256)
+def compile_pattern(pattern: str) -> Any:
+    """A user's regular expression, matched in linear time; ``re2.error`` if it is none."""
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = 1 << 20
+    return re2.compile(pattern, options)
 
 
 def _sqlite_begin(connection: Any) -> None:

@@ -1,0 +1,217 @@
+"""The list of servers: its filters as SQL, its order, its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, exists, not_, or_
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
+
+from db.hosts import Host
+from db.network import FixedIp, Port
+from db.paging import keyset
+from db.servers import Server, ServerTag
+from domain.errors import BadRequest
+from domain.states import TaskState, VmState, own_status_tasks
+
+SORT_COLUMNS: dict[str, Any] = {
+    "access_ip_v4": col(Server.access_ip_v4),
+    "access_ip_v6": col(Server.access_ip_v6),
+    "auto_disk_config": col(Server.disk_config),
+    "availability_zone": col(Server.availability_zone),
+    "config_drive": col(Server.config_drive),
+    "created_at": col(Server.created_at),
+    "display_description": col(Server.description),
+    "display_name": col(Server.name),
+    "host": col(Server.host),
+    "hostname": col(Server.hostname),
+    "image_ref": col(Server.image_id),
+    "key_name": col(Server.key_name),
+    "launch_index": col(Server.launch_index),
+    "launched_at": col(Server.launched_at),
+    "locked": col(Server.locked),
+    "locked_by": col(Server.locked_by),
+    "node": col(Server.host),
+    "power_state": col(Server.power_state),
+    "progress": col(Server.progress),
+    "project_id": col(Server.project_id),
+    "task_state": col(Server.task_state),
+    "terminated_at": col(Server.terminated_at),
+    "updated_at": col(Server.updated_at),
+    "user_id": col(Server.user_id),
+    "uuid": col(Server.id),
+    "vm_state": col(Server.vm_state),
+}
+"""The API's sort key → column."""
+EXACT: dict[str, Any] = {
+    "config_drive": col(Server.config_drive),
+    "created_at": col(Server.created_at),
+    "host": col(Server.host),
+    "image": col(Server.image_id),
+    "launch_index": col(Server.launch_index),
+    "launched_at": col(Server.launched_at),
+    "locked": col(Server.locked),
+    "power_state": col(Server.power_state),
+    "progress": col(Server.progress),
+    "reservation_id": col(Server.reservation_id),
+    "task_state": col(Server.task_state),
+    "terminated_at": col(Server.terminated_at),
+    "user_id": col(Server.user_id),
+    "uuid": col(Server.id),
+    "vm_state": col(Server.vm_state),
+}
+"""Filter → the column that must be equal."""
+PATTERNS: dict[str, Any] = {
+    "description": col(Server.description),
+    "hostname": col(Server.hostname),
+    "key_name": col(Server.key_name),
+    "name": col(Server.name),
+}
+"""Filter → the column in which a pattern must be found."""
+_META = frozenset(r".^$*+?()[]{}|" "\\")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFilter:
+    """Which servers a list shows; all conditions must hold."""
+
+    project_id: str | None = None
+    """None is every project."""
+    deleted: bool | None = False
+    """None shows live and deleted ones alike."""
+    exact: dict[str, Any] = field(default_factory=dict)
+    """Keys of ``EXACT``."""
+    patterns: dict[str, str] = field(default_factory=dict)
+    """Keys of ``PATTERNS``; regular expressions in RE2's syntax, searched ignoring case."""
+    statuses: tuple[tuple[VmState, TaskState | None], ...] | None = None
+    """Pairs as ``domain.states.vm_states_of`` gives them; one must fit."""
+    flavor: str | None = None
+    node: str | None = None
+    """A hypervisor's hostname."""
+    addresses: tuple[str, ...] = ()
+    """Texts that must each occur in an address of the server."""
+    zone: str | None = None
+    hosts_in_zone: tuple[str, ...] = ()
+    """With ``zone``: the hosts it has. Servers on no host count by the zone they asked for."""
+    changed_since: datetime | None = None
+    changed_before: datetime | None = None
+    tags: frozenset[str] = frozenset()
+    tags_any: frozenset[str] = frozenset()
+    not_tags: frozenset[str] = frozenset()
+    not_tags_any: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of the list."""
+
+    order: Sequence[tuple[str, bool]]
+    """(key of SORT_COLUMNS, descending) pairs; the id is appended as the last."""
+    limit: int
+    marker: str | None = None
+    """The id of the last server already seen."""
+
+
+def list_servers(
+    session: Session, wanted: ServerFilter, page: Page, *, user_data: bool
+) -> list[Server]:
+    """One page of whole rows; BadRequest for an unknown marker. Without ``user_data`` that column,
+    up to 64 KiB a row, is not read and must not be touched."""
+    secret: list[Any] = [col(Server.admin_pass_sealed), col(Server.guest_password)]
+    unread = secret if user_data else [*secret, col(Server.user_data)]
+    statement = _page(session, select(Server), wanted, page)
+    options = [defer(column, raiseload=True) for column in unread]
+    return list(session.scalars(statement.options(*options)))
+
+
+def list_names(session: Session, wanted: ServerFilter, page: Page) -> Sequence[Row[Any]]:
+    """The same page as (id, name) rows."""
+    return session.execute(_page(session, select(Server.id, Server.name), wanted, page)).all()
+
+
+def _page(session: Session, statement: Any, wanted: ServerFilter, page: Page) -> Any:
+    order = [(SORT_COLUMNS[key], descending) for key, descending in page.order]
+    order.append((col(Server.id), order[-1][1] if order else True))
+    after = None
+    if page.marker is not None:
+        columns = [column for column, _ in order]
+        mine = _in_project(wanted)
+        after = session.execute(select(*columns).where(Server.id == page.marker, *mine)).first()
+        if after is None:
+            raise BadRequest(f"marker [{page.marker}] not found")
+    return keyset(statement.where(*_conditions(wanted)), order, after, page.limit)
+
+
+def _in_project(wanted: ServerFilter) -> list[ColumnElement[bool]]:
+    return [] if wanted.project_id is None else [col(Server.project_id) == wanted.project_id]
+
+
+def _conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
+    found = _in_project(wanted)
+    if wanted.deleted is not None:
+        gone = col(Server.deleted_at)
+        found.append(gone.is_not(None) if wanted.deleted else gone.is_(None))
+    found += [EXACT[key] == value for key, value in wanted.exact.items()]
+    found += [_matches(PATTERNS[key], pattern) for key, pattern in wanted.patterns.items()]
+    if wanted.statuses is not None:
+        found.append(or_(*(_has_status(vm, task) for vm, task in wanted.statuses)))
+    if wanted.flavor is not None:
+        found.append(col(Server.flavor)["id"].as_string() == wanted.flavor)
+    if wanted.node is not None:
+        there = select(Host.name).where(Host.hypervisor_hostname == wanted.node)
+        found.append(col(Server.host).in_(there))
+    if wanted.zone is not None:
+        waiting = and_(col(Server.host).is_(None), col(Server.availability_zone) == wanted.zone)
+        found.append(or_(col(Server.host).in_(wanted.hosts_in_zone), waiting))
+    found += [_has_address(text) for text in wanted.addresses]
+    if wanted.changed_since is not None:
+        found.append(col(Server.updated_at) >= wanted.changed_since)
+    if wanted.changed_before is not None:
+        found.append(col(Server.updated_at) <= wanted.changed_before)
+    return found + _tag_conditions(wanted)
+
+
+def _matches(column: Any, pattern: str) -> ColumnElement[bool]:
+    if _META.isdisjoint(pattern):  # most are plain text, which any database finds faster
+        plain: ColumnElement[bool] = column.icontains(pattern, autoescape=True)
+        return plain
+    found: ColumnElement[bool] = column.regexp_match(f"(?i){pattern}")
+    return found
+
+
+def _has_status(vm_state: VmState, task_state: TaskState | None) -> ColumnElement[bool]:
+    task = col(Server.task_state)
+    if task_state is not None:
+        fits = task == task_state
+    elif own := own_status_tasks(vm_state):
+        fits = or_(task.is_(None), task.not_in(own))
+    else:
+        return col(Server.vm_state) == vm_state
+    return and_(col(Server.vm_state) == vm_state, fits)
+
+
+def _has_address(text: str) -> ColumnElement[bool]:
+    owners = (
+        select(Port.device_id)
+        .join(FixedIp, col(FixedIp.port_id) == Port.id)
+        .where(col(FixedIp.ip).contains(text, autoescape=True))
+    )
+    return col(Server.id).in_(owners)
+
+
+def _tag_conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
+    def has(tags: Sequence[str]) -> ColumnElement[bool]:
+        return exists().where(col(ServerTag.server_id) == Server.id, col(ServerTag.tag).in_(tags))
+
+    found = [has([tag]) for tag in sorted(wanted.tags)]
+    if wanted.tags_any:
+        found.append(has(sorted(wanted.tags_any)))
+    if wanted.not_tags:
+        found.append(not_(and_(*(has([tag]) for tag in sorted(wanted.not_tags)))))
+    if wanted.not_tags_any:
+        found.append(not_(has(sorted(wanted.not_tags_any))))
+    return found
