@@ -33,9 +33,11 @@ class DuranovaError(Exception):
     kind: ClassVar[Kind] = Kind.GUEST
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, wire_name: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.wire_name = wire_name
+        """The published API's own name of this error, where it has one (Neutron's ``type``)."""
 
 
 class BadRequest(DuranovaError):

@@ -1,0 +1,58 @@
+"""Networks, subnets, ports and security groups (Neutron's model, IPv4), and what servers use of them."""
+
+from __future__ import annotations
+
+from db.network.demo import ensure_demo_network
+from db.network.networks import get_network, usable_networks
+from db.network.security_groups import (
+    ensure_default_group,
+    hosts_using_group,
+)
+from db.network.server_ports import (
+    PortRequest,
+    allocate_server_ports,
+    bind_server_ports,
+    hosts_to_refresh,
+    release_server_ports,
+    unbind_server_ports,
+)
+from db.network.server_views import (
+    ServerAddress,
+    nic_specs,
+    server_addresses,
+    server_security_groups,
+)
+from db.network.tables import (
+    FixedIp,
+    Network,
+    Port,
+    PortSecurityGroup,
+    SecurityGroup,
+    SecurityGroupRule,
+    Subnet,
+)
+
+__all__ = [
+    "FixedIp",
+    "Network",
+    "Port",
+    "PortRequest",
+    "PortSecurityGroup",
+    "SecurityGroup",
+    "SecurityGroupRule",
+    "ServerAddress",
+    "Subnet",
+    "allocate_server_ports",
+    "bind_server_ports",
+    "ensure_default_group",
+    "ensure_demo_network",
+    "get_network",
+    "hosts_to_refresh",
+    "hosts_using_group",
+    "nic_specs",
+    "release_server_ports",
+    "server_addresses",
+    "server_security_groups",
+    "unbind_server_ports",
+    "usable_networks",
+]

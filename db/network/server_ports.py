@@ -1,0 +1,212 @@
+"""The ports of servers: allocated at create, bound to the host that runs the guest, released at delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from db.network.networks import network_not_found, touch, usable_networks, visible_networks
+from db.network.ports import (
+    FixedIpRequest,
+    add_port,
+    fixed_ips_of,
+    groups_of,
+)
+from db.network.quotas import check_network_quota
+from db.network.security_groups import ensure_default_group, hosts_using_group
+from db.network.tables import Network, Port, SecurityGroup, Subnet
+from domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """One network card asked for at server create: a network (``None``: the only usable one) with an
+    optional address, or a port the user made."""
+
+    network_id: str | None = None
+    port_id: str | None = None
+    fixed_ip: str | None = None
+    tag: str | None = None
+
+
+def allocate_server_ports(
+    session: Session,
+    *,
+    server_id: str,
+    project_id: str,
+    az: str,
+    hostname: str,
+    requests: Sequence[PortRequest],
+    security_groups: Sequence[str],
+) -> list[Port]:
+    """Make or take a port per request, in that order, and mark them as the server's.
+
+    ``security_groups`` are names or ids of the project's groups for the ports made here; none means
+    ``default``. A taken port keeps its groups. ``hostname`` is not stored: ``nic_specs`` reads the
+    server's current one. BadRequest, Conflict and QuotaExceeded in Nova's words; nothing is kept
+    when it raises.
+    """
+    groups = _resolve_groups(session, project_id, security_groups)
+    new = [request for request in requests if request.port_id is None]
+    if new:
+        try:
+            check_network_quota(session, project_id, "port", len(new))
+        except Conflict:
+            raise QuotaExceeded("Maximum number of ports exceeded") from None
+    ports = []
+    with session.begin_nested():
+        for index, request in enumerate(requests):
+            if request.port_id is not None:
+                port = _take_port(session, request.port_id, project_id)
+            else:
+                port = _make_port(session, project_id, request, groups, bool(security_groups))
+            port.device_id, port.device_owner = server_id, f"compute:{az}"
+            port.extra = {**port.extra, "index": index, "tag": request.tag}
+            touch(port)
+            session.add(port)
+            ports.append(port)
+    return ports
+
+
+def _resolve_groups(session: Session, project_id: str, asked: Sequence[str]) -> list[str]:
+    """Ids of the named groups."""
+    if not asked or "default" in asked:
+        default = ensure_default_group(session, project_id).id
+        if not asked:
+            return [default]
+    rows = session.exec(select(SecurityGroup).where(SecurityGroup.project_id == project_id)).all()
+    found: list[str] = []
+    for name in asked:
+        matches = [g.id for g in rows if g.id == name] or [g.id for g in rows if g.name == name]
+        if not matches:
+            raise BadRequest(f"Security group {name:.255} not found.")
+        if len(matches) > 1:
+            raise Conflict(
+                f"Multiple security groups found matching '{name}'. Use an ID to be more specific."
+            )
+        found.append(matches[0])
+    return found
+
+
+def _take_port(session: Session, port_id: str, project_id: str) -> Port:
+    """A port the user made: his, free, and with an address."""
+    port = session.exec(
+        select(Port).where(Port.id == port_id, Port.project_id == project_id).with_for_update()
+    ).first()
+    if port is None:
+        raise BadRequest(f"Port id {port_id:.64} could not be found.")
+    if port.device_id:
+        raise Conflict(f"Port {port_id} is still in use.")
+    if not fixed_ips_of(session, [port_id])[port_id]:
+        raise BadRequest(f"Port {port_id} requires a FixedIP in order to be used.")
+    return port
+
+
+def _make_port(
+    session: Session, project_id: str, request: PortRequest, groups: list[str], chosen: bool
+) -> Port:
+    network = _network_for(session, project_id, request.network_id)
+    if not session.exec(select(Subnet.id).where(Subnet.network_id == network.id).limit(1)).first():
+        raise BadRequest(f"Network {network.id} requires a subnet in order to boot instances on.")
+    if chosen and not network.port_security_enabled:
+        raise BadRequest(
+            "Network requires port_security_enabled and subnet associated in order to apply security "
+            "groups."
+        )
+    port = Port(
+        network_id=network.id,
+        project_id=project_id,
+        mac="",
+        port_security_enabled=network.port_security_enabled,
+        made_by_server=True,
+    )
+    wishes = [FixedIpRequest(ip=request.fixed_ip)] if request.fixed_ip else None
+    try:
+        return add_port(session, port, wishes, groups if network.port_security_enabled else ())
+    except NotFound as gone:
+        raise BadRequest(gone.message) from None
+    except Conflict as conflict:
+        if conflict.wire_name == "IpAddressInUse":
+            raise BadRequest(
+                f"Fixed IP address {request.fixed_ip} is already in use on network {network.id}."
+            ) from None
+        raise _no_addresses(conflict, network) from None
+
+
+def _no_addresses(conflict: Conflict, network: Network) -> Conflict | BadRequest:
+    if conflict.wire_name == "IpAddressGenerationFailure":
+        return BadRequest(f"No fixed IP addresses available for network: {network.id}")
+    return conflict
+
+
+def _network_for(session: Session, project_id: str, network_id: str | None) -> Network:
+    if network_id is not None:
+        statement = select(Network).where(Network.id == network_id, visible_networks(project_id))
+        found = session.exec(statement).first()
+        if found is None:
+            raise BadRequest(network_not_found(network_id).message)
+        return found
+    usable = usable_networks(session, project_id)
+    if len(usable) > 1:
+        raise Conflict(
+            "Multiple possible networks found, use a Network ID to be more specific.",
+            "NetworkAmbiguous",
+        )
+    if not usable:
+        raise BadRequest("No network is available to the project.")
+    return usable[0]
+
+
+def ports_of(session: Session, server_id: str) -> list[Port]:
+    """The server's ports in the order they were asked for."""
+    rows = session.exec(select(Port).where(Port.device_id == server_id)).all()
+    return sorted(rows, key=port_order)
+
+
+def port_order(port: Port) -> tuple[int, str]:
+    """Sort key: the place of a card in its server."""
+    return int(port.extra.get("index", 0)), port.id
+
+
+def release_server_ports(session: Session, server_id: str) -> None:
+    """Delete the ports made for the server; unbind and keep those the user made. Repeatable."""
+    for port in ports_of(session, server_id):
+        if port.made_by_server:
+            session.delete(port)
+            continue
+        port.device_id = port.device_owner = port.host = ""
+        port.status = "DOWN"
+        port.extra = {k: v for k, v in port.extra.items() if k not in ("index", "tag")}
+        touch(port)
+        session.add(port)
+    session.flush()
+
+
+def bind_server_ports(session: Session, server_id: str, host: str) -> None:
+    """Say that the host runs the server's cards now: ACTIVE there. Repeatable."""
+    _place(session, server_id, host, "ACTIVE")
+
+
+def unbind_server_ports(session: Session, server_id: str) -> None:
+    """Say that no host runs the server's cards now: DOWN, still the server's. Repeatable."""
+    _place(session, server_id, "", "DOWN")
+
+
+def _place(session: Session, server_id: str, host: str, status: str) -> None:
+    for port in ports_of(session, server_id):
+        if (port.host, port.status) == (host, status):
+            continue
+        port.host, port.status = host, status
+        touch(port)
+        session.add(port)
+    session.flush()
+
+
+def hosts_to_refresh(session: Session, server_id: str) -> set[str]:
+    """The hosts whose filtering changes when this server's ports come or go: those with a port in its
+    groups, or in a group whose rules admit them. Ask before the ports are released."""
+    ids = list(session.exec(select(Port.id).where(col(Port.device_id) == server_id)))
+    groups = {group for members in groups_of(session, ids).values() for group in members}
+    return hosts_using_group(session, groups)

@@ -1,0 +1,190 @@
+"""What others read of servers' ports: cards for hosts, addresses and groups for views.
+
+Each function asks a constant number of questions, however many servers it is asked about.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from db.network.ports import fixed_ips_of, groups_of
+from db.network.security_groups import rules_of
+from db.network.server_ports import port_order
+from db.network.tables import (
+    FixedIp,
+    Network,
+    Port,
+    PortSecurityGroup,
+    SecurityGroup,
+    SecurityGroupRule,
+    Subnet,
+)
+from db.servers import Server
+from domain.firewall import rule_for_hosts
+from domain.guest import NicSpec, SecurityRule, SubnetSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """One address of a server as the compute API shows it."""
+
+    network: str
+    """The network's name."""
+    ip: str
+    version: int
+    mac: str
+    type: str = "fixed"
+    port_id: str = ""
+    network_id: str = ""
+
+
+def server_addresses(
+    session: Session, server_ids: Collection[str]
+) -> dict[str, list[ServerAddress]]:
+    """Server id → its addresses in the order of its cards; every asked id is a key."""
+    found: dict[str, list[ServerAddress]] = {server_id: [] for server_id in server_ids}
+    rows = session.exec(
+        select(Port, Network.name, FixedIp.ip)
+        .join(Network, col(Network.id) == col(Port.network_id))
+        .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
+        .where(col(Port.device_id).in_(server_ids))
+    ).all()
+    for port, name, ip in sorted(rows, key=lambda row: (port_order(row[0]), row[2])):
+        found[port.device_id].append(
+            ServerAddress(
+                network=name,
+                ip=ip,
+                version=4,
+                mac=port.mac,
+                port_id=port.id,
+                network_id=port.network_id,
+            )
+        )
+    return found
+
+
+def server_security_groups(session: Session, server_ids: Collection[str]) -> dict[str, list[str]]:
+    """Server id → names of the groups of its ports, sorted; every asked id is a key."""
+    found: dict[str, set[str]] = {server_id: set() for server_id in server_ids}
+    for server_id, name in session.exec(
+        select(Port.device_id, SecurityGroup.name)
+        .join(PortSecurityGroup, col(PortSecurityGroup.port_id) == col(Port.id))
+        .join(SecurityGroup, col(SecurityGroup.id) == col(PortSecurityGroup.security_group_id))
+        .where(col(Port.device_id).in_(server_ids))
+    ):
+        found[server_id].add(name)
+    return {server_id: sorted(names) for server_id, names in found.items()}
+
+
+def nic_specs(session: Session, server_ids: Sequence[str]) -> dict[str, tuple[NicSpec, ...]]:
+    """Server id → its cards with subnets and resolved rules; every asked id is a key.
+
+    A port without an address is no card. Further addresses of a port are among its allowed pairs.
+    """
+    rows = session.exec(
+        select(Port, Network, Server.hostname)
+        .join(Network, col(Network.id) == col(Port.network_id))
+        .join(Server, col(Server.id) == col(Port.device_id))
+        .where(col(Port.device_id).in_(server_ids))
+    ).all()
+    port_ids = [port.id for port, _, _ in rows]
+    addresses = fixed_ips_of(session, port_ids)
+    subnets = _subnets(session, {ip.subnet_id for ips in addresses.values() for ip in ips})
+    rules = _rules_by_port(session, port_ids)
+    found: dict[str, list[NicSpec]] = {server_id: [] for server_id in server_ids}
+    for port, network, hostname in sorted(rows, key=lambda row: port_order(row[0])):
+        if ips := addresses[port.id]:
+            found[port.device_id].append(
+                _nic(port, network, hostname, ips, subnets[ips[0].subnet_id], rules[port.id])
+            )
+    return {server_id: tuple(nics) for server_id, nics in found.items()}
+
+
+def _nic(
+    port: Port,
+    network: Network,
+    hostname: str,
+    ips: Sequence[FixedIp],
+    subnet: SubnetSpec,
+    rules: tuple[SecurityRule, ...],
+) -> NicSpec:
+    more = [ip.ip for ip in ips[1:]]
+    return NicSpec(
+        port_id=port.id,
+        network_id=network.id,
+        segment=network.segment,
+        mac=port.mac,
+        ip=ips[0].ip,
+        subnet=subnet,
+        mtu=network.mtu,
+        hostname=hostname,
+        port_security=port.port_security_enabled,
+        rules=rules if port.port_security_enabled else (),
+        allowed_pairs=(*more, *(pair["ip_address"] for pair in port.allowed_address_pairs)),
+    )
+
+
+def _subnets(session: Session, subnet_ids: Collection[str]) -> dict[str, SubnetSpec]:
+    rows = session.exec(select(Subnet).where(col(Subnet.id).in_(subnet_ids)))
+    return {
+        subnet.id: SubnetSpec(
+            id=subnet.id,
+            cidr=subnet.cidr,
+            gateway_ip=subnet.gateway_ip,
+            dns_nameservers=tuple(subnet.dns_nameservers),
+            host_routes=tuple((r["destination"], r["nexthop"]) for r in subnet.host_routes),
+            enable_dhcp=subnet.enable_dhcp,
+        )
+        for subnet in rows
+    }
+
+
+def _rules_by_port(
+    session: Session, port_ids: Sequence[str]
+) -> dict[str, tuple[SecurityRule, ...]]:
+    """Port id → the rules of its groups, with remote groups as their members' addresses."""
+    memberships = groups_of(session, port_ids)
+    rules = rules_of(session, sorted({g for groups in memberships.values() for g in groups}))
+    members = _member_addresses(session, [rule for listed in rules.values() for rule in listed])
+    resolved = {
+        group: [r for rule in listed if (r := _resolve(rule, members)) is not None]
+        for group, listed in rules.items()
+    }
+    return {
+        port_id: tuple(dict.fromkeys(rule for group in groups for rule in resolved[group]))
+        for port_id, groups in memberships.items()
+    }
+
+
+def _resolve(
+    rule: SecurityGroupRule, members: Mapping[str, tuple[str, ...]]
+) -> SecurityRule | None:
+    remote = rule.remote_group_id
+    return rule_for_hosts(
+        ethertype=rule.ethertype,
+        direction=rule.direction,
+        protocol=rule.protocol,
+        ports=(rule.port_range_min, rule.port_range_max),
+        remote_cidr=rule.remote_ip_prefix,
+        remote_ips=None if remote is None else members.get(remote, ()),
+    )
+
+
+def _member_addresses(
+    session: Session, rules: Sequence[SecurityGroupRule]
+) -> dict[str, tuple[str, ...]]:
+    """Remote group id → addresses and allowed pairs of its ports, sorted."""
+    wanted = {rule.remote_group_id for rule in rules if rule.remote_group_id is not None}
+    found: dict[str, set[str]] = defaultdict(set)
+    for group, ip, pairs in session.exec(
+        select(PortSecurityGroup.security_group_id, FixedIp.ip, Port.allowed_address_pairs)
+        .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
+        .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
+        .where(col(PortSecurityGroup.security_group_id).in_(wanted))
+    ):
+        found[group].update([ip, *(pair["ip_address"] for pair in pairs)])
+    return {group: tuple(sorted(ips)) for group, ips in found.items()}
