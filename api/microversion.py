@@ -99,7 +99,7 @@ class View(BaseModel):
 class Body(BaseModel):
     """Base of every compute request body: fields outside the version are unknown, hence refused."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
     _spans: ClassVar[tuple[tuple[str, Span, bool], ...]] = ()
 
     @classmethod

@@ -116,6 +116,10 @@ class Link(View):
     href: str
 
 
+NextLinks = Annotated[list[Link] | None, Field(exclude_if=lambda links: links is None)]
+"""The type of a ``<collection>_links`` field: left out when there is no next page."""
+
+
 class Links:
     """Builds the compute API's absolute URLs for one request."""
 

@@ -12,7 +12,8 @@ from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, json_column, stamped
 from db.paging import keyset
-from domain.errors import BadRequest, NotFound
+from db.session import insert_unique
+from domain.errors import BadRequest, Conflict, NotFound
 
 
 class Flavor(SQLModel, table=True):
@@ -104,11 +105,11 @@ def get_flavor_for(session: Session, ref: str, project_id: str, is_admin: bool) 
     return flavor
 
 
-def find_clash(session: Session, flavor_id: str, name: str) -> Flavor | None:
-    """A flavor that already has this API id or this name."""
-    return session.exec(
-        select(Flavor).where(or_(col(Flavor.flavor_id) == flavor_id, col(Flavor.name) == name))
-    ).first()
+def add_flavor(session: Session, flavor: Flavor) -> None:
+    """Add a new flavor; Conflict when its API id or its name is taken."""
+    if session.exec(select(Flavor).where(Flavor.flavor_id == flavor.flavor_id)).first():
+        raise Conflict(f"Flavor with ID {flavor.flavor_id} already exists.")
+    insert_unique(session, flavor, f"Flavor with name {flavor.name} already exists.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,10 @@ from typing import Any
 
 import re2
 from sqlalchemy import DateTime, Dialect, Engine, TypeDecorator, event, make_url
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, create_engine
+
+from domain.errors import Conflict
 
 BUSY_TIMEOUT_S = 30
 _IMMEDIATE = "duranova_immediate"
@@ -96,3 +99,13 @@ def reading(engine: Engine) -> Iterator[Session]:
     """One read transaction."""
     with read_session(engine) as session:
         yield session
+
+
+def insert_unique(session: Session, row: Any, clash: str) -> None:
+    """Add a row and flush; Conflict with the message ``clash`` when another one is in its place."""
+    session.add(row)
+    try:
+        session.flush()
+    except IntegrityError as error:
+        session.rollback()
+        raise Conflict(clash) from error

@@ -10,7 +10,9 @@ from domain.errors import BadRequest
 
 KEY = re.compile(r"[a-zA-Z0-9\-_:. ]{1,255}")
 MAX_VALUE = 255
-_TRUE_OR_FALSE = frozenset("1 t true on y yes 0 f false off n no".split())
+_TRUE_OR_FALSE = frozenset(
+    ("1", "t", "true", "on", "y", "yes", "0", "f", "false", "off", "n", "no")
+)
 _GROUP = r"(?:[a-zA-Z0-9_-]{1,64})?"
 _CPUS = r"\^?\d+(?:-\d+)?(?:,\^?\d+(?:-\d+)?)*"
 
@@ -124,7 +126,7 @@ KNOWN: tuple[Known, ...] = (
     _known(r"hw:tpm_model", _one_of("tpm-tis", "tpm-crb")),
     _known(r"hw:tpm_secret_security", _one_of("user", "host", "deployment")),
     _known(r"hw:tpm_version", _one_of("1.2", "2.0")),
-    _known(r"hw:usb_model", _one_of("qemu-xhci", "nec-xhci", "ich9-ehci1", "piix3-uhci")),
+    _known(r"hw:usb_model", _one_of("none", "nec-xhci", "qemu-xhci")),
     _known(r"hw:viommu_model", _one_of("intel", "smmuv3", "virtio", "auto")),
     _known(r"hw:watchdog_action", _one_of("none", "pause", "poweroff", "reset", "disabled")),
     _known(r"hw_rng:allowed", _boolean),
