@@ -1,7 +1,140 @@
-"""Being written."""
+"""What hosts ask of the control plane: reports in, images out. Authenticated by the host's own key."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from api.context import Db, TheCloud
+from api.hostauth import TheHost
+from api.launch import Launcher
+from api.policy import Caller
+from db.hosts import Claim, Host, report_host
+from db.images import Image
+from db.operations import Operation
+from db.servers import Server
+from db.session import now
+from domain.errors import DuranovaError, NotFound
+from domain.guest import Fence, GuestReport, Inventory
+from domain.states import LIVE_OPERATION_STATES, PowerState, VmState
 
 router = APIRouter()
+SYSTEM = Caller("system", "system", "", frozenset({"admin"}), system=True)
+"""Who asks for the corrections that Duranova makes by itself."""
+
+_log = structlog.get_logger(__name__)
+_FOLLOWED = {
+    PowerState.SHUTDOWN: VmState.STOPPED,
+    PowerState.CRASHED: VmState.STOPPED,
+    PowerState.PAUSED: VmState.PAUSED,
+    PowerState.SUSPENDED: VmState.SUSPENDED,
+    PowerState.RUNNING: VmState.ACTIVE,
+}
+
+
+class Report(BaseModel):
+    """What a host worker says about itself every few seconds, and at once after a guest changed."""
+
+    epoch: str
+    """Of the worker's start."""
+    availability_zone: str | None = None
+    inventory: Inventory
+    guests: list[GuestReport]
+
+
+class Answer(BaseModel):
+    """What the host is told back."""
+
+    interval_s: float
+
+
+@router.post("/v1/hosts/{host}/report")
+def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheCloud) -> Answer:
+    """Take a host's report: inventory, power states, guests that should not be there."""
+    before = db.get(Host, host)
+    restarted = before is not None and before.epoch != body.epoch
+    row = report_host(db, host, body.inventory, body.epoch, now(), body.availability_zone)
+    idle = _idle_servers(db, [g.server_id for g in body.guests])
+    seen = [(idle[g.server_id], g) for g in body.guests if g.server_id in idle]
+    # Unknown and busy servers are passed over: absence of knowledge never destroys.
+    stale = [(s.id, g.epoch) for s, g in seen if _moved_on(s, host, g)]
+    at_home = [(s, g) for s, g in seen if not _moved_on(s, host, g)]
+    lost = [s for s, g in at_home if restarted and _died_with_host(s, g)]
+    drifted = [(s, g) for s, g in at_home if s not in lost and _drifted(s, g)]
+    pending = _confirm(db, row, drifted)
+    db.commit()
+    for server_id, epoch in stale:
+        _log.warning("stale guest purged", host=host, server_id=server_id, epoch=epoch)
+        cloud.launcher.purge(host, server_id, Fence(epoch, "purge"))
+    for server in lost:
+        _restore(db, cloud.launcher, server, request.scope["request_id"])
+    return Answer(interval_s=0.0 if pending else cloud.settings.report_interval_s)
+
+
+@router.get("/v1/hosts/{host}/images/{image_id}")
+def image_bytes(host: TheHost, image_id: str, db: Db, cloud: TheCloud) -> FileResponse:
+    """The stored bytes of an image that some server of this host was made from."""
+    wanted = select(Server.id).join(Claim).where(Claim.host == host, Server.image_id == image_id)
+    image = db.get(Image, image_id)
+    path = cloud.settings.image_dir / image_id
+    if image is None or db.exec(wanted).first() is None or not path.is_file():
+        raise NotFound(f"No image {image_id} for host {host}")
+    return FileResponse(path, media_type="application/octet-stream")
+
+
+def _idle_servers(session: Session, ids: list[str]) -> dict[str, Server]:
+    """Servers of these ids that no live operation owns, deleted ones included."""
+    busy = select(Operation.server_id).where(col(Operation.state).in_(LIVE_OPERATION_STATES))
+    query = select(Server).where(col(Server.id).in_(ids), col(Server.id).not_in(busy))
+    return {server.id: server for server in session.exec(query)}
+
+
+def _moved_on(server: Server, host: str, guest: GuestReport) -> bool:
+    """Positive proof that the guest has no business on this host any more."""
+    if server.deleted_at is not None:
+        return guest.epoch <= server.epoch
+    return server.host != host and guest.epoch < server.epoch
+
+
+def _died_with_host(server: Server, guest: GuestReport) -> bool:
+    down = guest.power_state in (PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE)
+    return down and server.vm_state == VmState.ACTIVE
+
+
+def _drifted(server: Server, guest: GuestReport) -> bool:
+    state = _FOLLOWED.get(PowerState(guest.power_state))
+    lives = server.vm_state in _FOLLOWED.values()
+    return lives and state is not None and state != server.vm_state
+
+
+def _confirm(session: Session, host: Host, drifted: list[tuple[Server, GuestReport]]) -> bool:
+    """Follow a guest that changed by itself, once two reports in a row say so.
+
+    The first may have been taken before an operation ended and come after it. Returns whether some
+    drift still waits for its second report.
+    """
+    before = host.metrics.get("drift", {})
+    now_seen = {s.id: [int(g.power_state), s.updated_at.isoformat()] for s, g in drifted}
+    for server, guest in drifted:
+        if before.get(server.id) == now_seen[server.id]:
+            server.vm_state = _FOLLOWED[PowerState(guest.power_state)]
+            server.power_state = guest.power_state
+            server.updated_at = now()
+            session.add(server)
+            _log.info("followed a guest", server_id=server.id, vm_state=server.vm_state)
+            del now_seen[server.id]
+    host.metrics = {**host.metrics, "drift": now_seen}
+    session.add(host)
+    return bool(now_seen)
+
+
+def _restore(session: Session, launcher: Launcher, server: Server, request_id: str) -> None:
+    """Start a guest that went down with its host."""
+    try:
+        launcher.act(session, SYSTEM, server, "reboot_hard", request_id, {"cause": "host restart"})
+    except DuranovaError as error:
+        session.rollback()
+        _log.warning("guest not restored", server_id=server.id, error=error.message)

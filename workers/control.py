@@ -1,1 +1,73 @@
-"""Being written."""
+"""The control worker: every workflow, the control activities, and the schedules."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Engine
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+)
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.control.control import Control
+from activities.control.placement import Placement
+from activities.control.records import Records
+from activities.control.sweep import Sweep
+from domain.ids import CONTROL_QUEUE
+from runtime.settings import Settings
+from workers.interceptors import DomainErrors
+from workers.registry import implemented
+from workflows.catalog import WORKFLOWS
+from workflows.contract import ControlActivities
+
+SWEEP_EVERY = timedelta(seconds=30)
+
+
+def control_activities(client: Client, engine: Engine, settings: Settings) -> Control:
+    """The control activities over this database."""
+    records = Records(engine, settings)
+    return Control(records, Placement(engine, settings), Sweep(client, engine, records))
+
+
+def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker:
+    """A worker to run beside the database; start as many as wanted, anywhere."""
+    return Worker(
+        client,
+        task_queue=CONTROL_QUEUE,
+        workflows=WORKFLOWS,
+        activities=implemented(control_activities(client, engine, settings), ControlActivities),
+        interceptors=[DomainErrors()],
+        # Our workflow modules import nothing but the pure core, so the sandbox may share it: without
+        # this each workflow instance would import it again.
+        workflow_runner=SandboxedWorkflowRunner(
+            restrictions=SandboxRestrictions.default.with_passthrough_modules("domain", "workflows")
+        ),
+        # After a control worker died, its cached workflows move on this quickly (the default is 10 s).
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+        graceful_shutdown_timeout=timedelta(seconds=10),
+        max_concurrent_workflow_tasks=200,
+    )
+
+
+async def ensure_schedules(client: Client) -> None:
+    """Make the reconcilers' schedules, once per namespace, and run them now."""
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            "SweepOperations", id="sweep-operations", task_queue=CONTROL_QUEUE
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=SWEEP_EVERY)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
+    )
+    try:
+        await client.create_schedule("sweep-operations", schedule, trigger_immediately=True)
+    except ScheduleAlreadyRunningError:
+        await client.get_schedule_handle("sweep-operations").trigger()

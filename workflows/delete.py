@@ -13,7 +13,7 @@ from workflows.contract import (
     HostActivities,
     Ref,
 )
-from workflows.operation import SUCCEEDED, do, host_did_not_answer
+from workflows.operation import FAILED, SUCCEEDED, do, explain, host_did_not_answer
 
 
 @workflow.defn
@@ -22,7 +22,7 @@ class DeleteServer:
 
     @workflow.run
     async def run(self, ref: Ref) -> str:
-        """Always succeeds in the end; a host that does not answer is cleaned when it reports again."""
+        """Returns the outcome. A host that does not answer is cleaned when it reports again."""
         located = await do(ControlActivities.begin_operation, Begin(ref))
         if located.host is not None:
             destroy = DestroyGuest(located.fence, ref.server_id)
@@ -30,7 +30,10 @@ class DeleteServer:
                 await do(HostActivities.destroy_guest, destroy, host=located.host)
             except ActivityError as error:
                 if not host_did_not_answer(error):
-                    raise
+                    reason = explain(error, located.host)
+                    failed = Finish(ref, succeeded=False, error=reason)
+                    await do(ControlActivities.finish_operation, failed)
+                    return FAILED
                 workflow.logger.warning("deleted while its host is away: %s", located.host)
         await do(ControlActivities.finish_operation, Finish(ref, succeeded=True))
         return SUCCEEDED

@@ -29,19 +29,21 @@ class PowerServer(Operation):
         return await self.carry_out(ref, self._story(ref))
 
     async def _story(self, ref: Ref) -> str:
-        located = await do(ControlActivities.begin_operation, Begin(ref))
-        if located.host is None or located.spec is None:
-            finish = Finish(ref, succeeded=False, error="The server is on no host")
-            await do(ControlActivities.finish_operation, finish)
-            return FAILED
-        change = ChangePower(ref.lifecycle, located.spec, float(located.input["timeout_s"]))
+        host: str | None = None
         try:
+            located = await do(ControlActivities.begin_operation, Begin(ref))
+            host = located.host
+            if located.host is None or located.spec is None:
+                return await self._failed(ref, "The server is on no host")
+            change = ChangePower(ref.lifecycle, located.spec, float(located.input["timeout_s"]))
             guest = await do(HostActivities.change_power, change, host=located.host)
         except ActivityError as error:
             reraise_cancel(error)
-            finish = Finish(ref, succeeded=False, error=explain(error, located.host))
-            await do(ControlActivities.finish_operation, finish)
-            return FAILED
+            return await self._failed(ref, explain(error, host))
         done = Finish(ref, succeeded=True, power_state=guest.power_state)
         await do(ControlActivities.finish_operation, done)
         return SUCCEEDED
+
+    async def _failed(self, ref: Ref, reason: str) -> str:
+        await do(ControlActivities.finish_operation, Finish(ref, succeeded=False, error=reason))
+        return FAILED

@@ -1,0 +1,25 @@
+"""One embedded Temporal server per test process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runtime.devserver import command, free_port, wait_ready
+
+
+@contextmanager
+def temporal_server() -> Iterator[str]:
+    """The address of a fresh in-memory server; it ends with the block."""
+    port = free_port()
+    process = subprocess.Popen(
+        command(port, None, None), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        asyncio.run(wait_ready(f"127.0.0.1:{port}"))
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

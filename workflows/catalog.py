@@ -1,0 +1,17 @@
+"""Every workflow a control worker runs."""
+
+from __future__ import annotations
+
+from workflows.create import CreateServer
+from workflows.delete import DeleteServer
+from workflows.power import PowerServer
+from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
+
+WORKFLOWS = [
+    CreateServer,
+    DeleteServer,
+    PowerServer,
+    PurgeStaleGuest,
+    SweepOperations,
+    SyncHostNics,
+]
