@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from sqlmodel import Field, SQLModel
+import sqlalchemy as sa
+from sqlalchemy import Index, case, func
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
+from db.servers import Server
+from db.session import now
+from domain.errors import BadRequest, Conflict, NotFound
+from domain.guest import Inventory
+from domain.ids import new_id
+from domain.usage import Usage
+
+_PLACEMENT_LOCK = (
+    0x6475726F  # any number of our own; PostgreSQL's advisory locks share one name space
+)
 
 
 class Host(SQLModel, table=True):
@@ -38,6 +52,10 @@ class Host(SQLModel, table=True):
     host_ip: str = ""
     capabilities: list[str] = json_column(list)
     metrics: dict[str, Any] = json_column()
+    cpu_allocation_ratio: float | None = None
+    """Overcommit of this host alone; an aggregate's metadata or the cloud's setting otherwise."""
+    ram_allocation_ratio: float | None = None
+    disk_allocation_ratio: float | None = None
     created_at: datetime = stamped()
     updated_at: datetime = stamped()
 
@@ -46,10 +64,16 @@ class Claim(SQLModel, table=True):
     """What one server takes of one host. Used = the sum over a host's claims; nothing else is counted."""
 
     __tablename__ = "claim"
+    __table_args__ = (
+        # covers the sums of every decision, so that they never touch the rows
+        Index("claim_usage", "host", "building", "vcpus", "ram_mb", "disk_gb"),
+    )
     id: str = id_column()
     server_id: str = Field(foreign_key="server.id", max_length=36, unique=True)
-    host: str = Field(foreign_key="host.name", max_length=255, index=True)
+    host: str = Field(foreign_key="host.name", max_length=255)
     operation_id: str = Field(max_length=36)
+    attempt: int = 1
+    """Of that operation."""
     epoch: int
     vcpus: int
     ram_mb: int
@@ -58,3 +82,168 @@ class Claim(SQLModel, table=True):
     building: bool = True
     """Counts as an IO operation of the host until the server is active."""
     created_at: datetime = stamped()
+
+
+class HostLimits(Protocol):
+    """The settings that queries on hosts need."""
+
+    @property
+    def host_silent_after_s(self) -> float: ...
+
+
+def list_hosts(session: Session) -> list[Host]:
+    """Every host, by name."""
+    return list(session.exec(select(Host).order_by(Host.name)))
+
+
+def get_host(session: Session, name: str) -> Host:
+    """One host. NotFound if none of this name ever reported."""
+    host = session.get(Host, name)
+    if host is None:
+        raise NotFound(f"Compute host {name} could not be found.")
+    return host
+
+
+def is_up(host: Host, settings: HostLimits, now: datetime) -> bool:
+    """Whether the host's worker is alive: it reported lately and nobody forced it down."""
+    if host.forced_down or host.reported_at is None:
+        return False
+    return (now - host.reported_at).total_seconds() <= settings.host_silent_after_s
+
+
+def report_host(
+    session: Session,
+    name: str,
+    inventory: Inventory,
+    epoch: str,
+    at: datetime,
+    availability_zone: str | None = None,
+) -> Host:
+    """Take down what a host says about itself; its first report makes it known.
+
+    Conflict when another hypervisor reports under this name, or this hypervisor under another name:
+    a renamed or reinstalled host must not be taken for one whose guests have all gone.
+    """
+    host = session.get(Host, name) or _new_host(session, name, inventory)
+    if inventory.uuid and host.uuid != inventory.uuid:
+        raise Conflict(
+            f"Host {name} is hypervisor {host.uuid}, but hypervisor {inventory.uuid} reports under its "
+            "name. Give the new hypervisor a name of its own, or delete the host first."
+        )
+    facts = _facts(inventory)
+    facts["availability_zone"] = availability_zone
+    changed = {key: value for key, value in facts.items() if getattr(host, key) != value}
+    for key, value in changed.items():
+        setattr(host, key, value)
+    if changed:
+        host.updated_at = at
+    host.epoch = epoch
+    host.reported_at = at
+    session.add(host)
+    return host
+
+
+def _new_host(session: Session, name: str, inventory: Inventory) -> Host:
+    try:
+        with session.begin_nested():
+            host = Host(name=name, uuid=inventory.uuid or new_id(), service_id=new_id())
+            session.add(host)
+        return host
+    except IntegrityError:
+        known = session.get(Host, name)  # a first report that came twice at once
+        if known is not None:
+            return known
+        raise Conflict(
+            f"Hypervisor {inventory.uuid} already reports as another host than {name}; "
+            "a host keeps its name for life."
+        ) from None
+
+
+def _facts(inventory: Inventory) -> dict[str, Any]:
+    return {
+        "vcpus": inventory.vcpus,
+        "ram_mb": inventory.ram_mb,
+        "disk_gb": inventory.disk_gb,
+        "hypervisor_type": inventory.hypervisor_type,
+        "hypervisor_version": inventory.hypervisor_version,
+        "hypervisor_hostname": inventory.hypervisor_hostname,
+        "cpu_arch": inventory.cpu_arch,
+        "cpu_model": inventory.cpu_model,
+        "host_ip": inventory.host_ip,
+        "capabilities": sorted(inventory.capabilities),
+    }
+
+
+def set_allocation_ratios(
+    session: Session,
+    name: str,
+    *,
+    cpu: float | None = None,
+    ram: float | None = None,
+    disk: float | None = None,
+) -> Host:
+    """Overcommit of one host instead of the cloud's; None goes back to the cloud's.
+
+    BadRequest for a ratio that is not a positive number.
+    """
+    for ratio in (cpu, ram, disk):
+        if ratio is not None and not (0 < ratio < float("inf")):
+            raise BadRequest(f"An allocation ratio is a positive number, not {ratio}")
+    host = get_host(session, name)
+    host.cpu_allocation_ratio = cpu
+    host.ram_allocation_ratio = ram
+    host.disk_allocation_ratio = disk
+    host.updated_at = now()
+    session.add(host)
+    return host
+
+
+def usage_by_host(session: Session) -> dict[str, Usage]:
+    """What is claimed, by host; a host without claims is missing."""
+    query = sa.select(
+        col(Claim.host),
+        func.sum(Claim.vcpus),
+        func.sum(Claim.ram_mb),
+        func.sum(Claim.disk_gb),
+        func.count(),
+        func.sum(case((col(Claim.building), 1), else_=0)),
+    ).group_by(col(Claim.host))
+    rows = session.connection().execute(query)
+    return {
+        host: Usage(int(vcpus), int(ram), int(disk), servers, int(building))
+        for host, vcpus, ram, disk, servers, building in rows
+    }
+
+
+def lock_placement(session: Session) -> None:
+    """Let one transaction at a time decide and claim; held until it ends.
+
+    On SQLite the write lock of every transaction does this already.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(select(func.pg_advisory_xact_lock(_PLACEMENT_LOCK)))
+
+
+def get_claim(session: Session, server_id: str) -> Claim | None:
+    """What the server has claimed."""
+    return session.exec(select(Claim).where(Claim.server_id == server_id)).one_or_none()
+
+
+def group_members(session: Session, group_id: str, but: str) -> dict[str, int]:
+    """host → servers of the group that have a claim there, without the server ``but``."""
+    query = (
+        select(Claim.host, func.count())
+        .where(Claim.group_id == group_id, Claim.server_id != but)
+        .group_by(Claim.host)
+    )
+    return dict(session.exec(query).all())
+
+
+def hosts_of_servers(session: Session, server_ids: Iterable[str], project_id: str) -> set[str]:
+    """Where these servers are; another project's servers are as good as unknown."""
+    query = (
+        select(Claim.host)
+        .join(Server, col(Server.id) == Claim.server_id)
+        .where(col(Claim.server_id).in_(list(server_ids)), Server.project_id == project_id)
+    )
+    return set(session.exec(query))

@@ -70,6 +70,8 @@ class Decision(SQLModel, table=True):
     """host → {weigher: normalised × multiplier, ..., "total": sum} of the hosts that passed."""
     refusals: dict[str, str] = json_column()
     """host → "Filter: reason" for the others."""
+    counts: dict[str, Any] = json_column()
+    """{"hosts": looked at, "passed": n, "refused": {filter: n}}; the two maps above name the first 100."""
     summary: str = ""
     """The sentence a fault shows."""
     created_at: datetime = stamped()
