@@ -26,6 +26,9 @@ from domain.lifecycle import LIFECYCLES, check_allowed
 from domain.states import VmState
 from runtime.sealing import Sealer
 from runtime.settings import Settings
+from tests.postgres import Postgres
+from tests.postgres import binaries as postgres_binaries
+from tests.postgres import running as running_postgres
 
 SECRET = "test-secret-" + "x" * 40
 
@@ -119,11 +122,40 @@ class RecordingLauncher(Launcher):
         self.purged.append((host, server_id, fence.epoch))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the database house run on both databases, all others on SQLite."""
+    if "database_url" not in metafunc.fixturenames:
+        return
+    here = metafunc.definition.path
+    if here.parent.name == "db" or here.name == "test_placement.py":
+        both = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+        metafunc.parametrize("database_url", both, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for the session, started when the first test asks for it."""
+    bin_dir = postgres_binaries()
+    if bin_dir is None:
+        pytest.skip("no PostgreSQL 15 or later is installed")
+    with running_postgres(bin_dir) as server:
+        yield server
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database: SQLite, or PostgreSQL with every table in it already."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.fresh()
+    return f"sqlite:///{tmp_path}/duranova.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(
         data_dir=tmp_path / "data",
-        database_url=f"sqlite:///{tmp_path}/duranova.db",
+        database_url=database_url,
         secret_key=SECRET,
         public_url="http://testserver",
     )
