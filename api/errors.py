@@ -137,7 +137,7 @@ def explain(errors: Any) -> str:
     path = [str(p) for p in first["loc"] if p not in ("body", "query", "path")]
     if first["type"] == "extra_forbidden" and path and "Additional" not in first["msg"]:
         return f"Additional properties are not allowed ('{path[-1]}' was unexpected)"
-    if first["type"] == "missing" and path and "required" not in first["msg"].split("'")[-1]:
+    if first["type"] == "missing" and path and first["msg"] == "Field required":
         return f"Invalid input for field/attribute {'.'.join(path[:-1]) or 'body'}. '{path[-1]}' is a required property"
     if first["type"] == "json_invalid":
         return "Malformed request body"

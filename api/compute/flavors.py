@@ -145,7 +145,7 @@ class FlavorBrief(View):
 class FlavorView(FlavorBrief):
     ram: int
     disk: int
-    swap_or_nothing: Annotated[int | Literal[""], until("2.74"), Field(alias="swap")]
+    swap_or_nothing: Annotated[int | Literal[""], until("2.74"), Field(serialization_alias="swap")]
     swap: Annotated[int, since("2.75")]
     ephemeral: Annotated[int, Field(alias="OS-FLV-EXT-DATA:ephemeral")]
     disabled: Annotated[bool, Field(alias="OS-FLV-DISABLED:disabled")]

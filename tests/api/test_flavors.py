@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
+from sqlmodel import select
 
 from db.flavors import Flavor, FlavorAccess, ensure_default_flavors, get_flavor_for
 from db.identity import Project
@@ -329,7 +330,7 @@ def test_access_goes_with_its_flavor(client: TestClient, engine: Engine) -> None
     client.post(f"{ROOT}/secret/action", json=grant, headers=ADMIN)
     client.delete(f"{ROOT}/secret", headers=ADMIN)
     with reading(engine) as session:
-        assert session.query(FlavorAccess).count() == 0
+        assert session.exec(select(FlavorAccess)).all() == []
 
 
 # --- extra specs
