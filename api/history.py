@@ -110,9 +110,7 @@ HISTORY: tuple[Change, ...] = (
     Change("2.67", "A boot volume can be given a type.", _VOLUMES),
     Change("2.68", "Moves can no longer be forced past the scheduler.", _MOVES),
     Change("2.69", "Parts of a cloud that are down are listed with what is known.", "behaviour"),
-    Change(
-        "2.70", "Attached devices show their tag.", "not offered yet: device tags of interfaces"
-    ),
+    Change("2.70", "Attached interfaces show their tag.", "tag"),
     Change("2.71", "A server shows its groups.", "server_groups"),
     Change("2.72", "Servers may have ports with resource requests.", "behaviour"),
     Change("2.73", "A lock has a reason.", "locked_reason"),
@@ -122,7 +120,7 @@ HISTORY: tuple[Change, ...] = (
     ),
     Change("2.76", "The power-update event.", _EVENTS),
     Change("2.77", "Unshelve takes a zone.", _SHELVE),
-    Change("2.78", "The NUMA topology of a server can be read.", "not offered yet: topology"),
+    Change("2.78", "The NUMA topology of a server can be read.", "topology"),
     Change("2.79", "Attached volumes say whether they go with the server.", _VOLUMES),
     Change("2.80", "Migrations show and filter by user and project.", _MOVES),
     Change(
@@ -209,3 +207,16 @@ HAS_NETWORK_QUOTAS = span(until="2.35")
 HAS_FILE_QUOTAS = span(until="2.56")
 CLASS_HAS_NETWORK_QUOTAS = span(until="2.49")
 CLASS_HAS_GROUP_QUOTAS = span("2.50")
+UPDATE_ANSWERS_IN_FULL = span("2.75")
+"""A server update shows every field that a show does."""
+READS_ACTIONS_OF_DELETED = span("2.21")
+FILTERS_BY_IP6_FOR_ALL = span("2.5")
+FILTERS_FOR_ALL = span("2.83")
+REFUSES_UNKNOWN_STATUS = span("2.38")
+NEEDS_NETWORKS = span("2.37")
+"""A create must name its networks, possibly by one of the words auto and none."""
+REFUSES_DEVICE_TAGS = span("2.37", "2.41")
+"""A gap: the device tags that 2.32 brought came back with 2.42."""
+TAKES_QUALIFIED_HOSTNAMES = span("2.94")
+SHOWS_EVENTS_TO_ALL = span("2.51")
+SORTS_BY_LOCKED = span("2.73")

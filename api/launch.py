@@ -41,11 +41,17 @@ class Launcher(ABC):
 
     @abstractmethod
     def create(
-        self, session: Session, who: Caller, servers: list[Server], request_id: str
+        self,
+        session: Session,
+        who: Caller,
+        servers: list[Server],
+        request_id: str,
+        input: dict[str, Any] | None = None,
     ) -> list[Operation]:
         """Record a ``create`` operation per new server row (already added, with ports), commit, start.
 
-        Commits the session. The servers are BUILD/scheduling afterwards.
+        ``input`` holds what counts for this operation only: ``host`` and ``hypervisor_hostname``, where
+        one was asked for. Commits the session. The servers are BUILD/scheduling afterwards.
         """
 
     @abstractmethod
@@ -90,14 +96,19 @@ class TemporalLauncher(Launcher):
         """Whether the control worker shares this client, so that a start can skip a dispatch."""
 
     def create(
-        self, session: Session, who: Caller, servers: list[Server], request_id: str
+        self,
+        session: Session,
+        who: Caller,
+        servers: list[Server],
+        request_id: str,
+        input: dict[str, Any] | None = None,
     ) -> list[Operation]:
         for server in servers:
             server.vm_state = VmState.BUILDING
             server.task_state = TaskState.SCHEDULING
         session.add_all(servers)
         session.flush()  # the rows the operations refer to
-        operations = [_record(session, who, s, "create", request_id, {}) for s in servers]
+        operations = [_record(session, who, s, "create", request_id, input or {}) for s in servers]
         session.commit()
         for operation in operations:
             self._start(operation)

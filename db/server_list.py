@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Row, and_, exists, not_, or_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
+from db.groups import Aggregate, AggregateHost
 from db.hosts import Host
 from db.network import FixedIp, Port
 from db.paging import keyset
@@ -215,3 +216,27 @@ def _tag_conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
     if wanted.not_tags_any:
         found.append(not_(has(sorted(wanted.not_tags_any))))
     return found
+
+
+def hosts_named(session: Session, names: Collection[str]) -> dict[str, Host]:
+    """Name → host, of those that exist."""
+    return {host.name: host for host in session.exec(select(Host).where(col(Host.name).in_(names)))}
+
+
+def zones_by_aggregate(session: Session, hosts: Collection[str] | None = None) -> dict[str, str]:
+    """Host → the zone an aggregate puts it in; hosts in no such aggregate are left out.
+    ``hosts`` limits the question to these."""
+    statement = select(AggregateHost.host, Aggregate.metadata_).join(
+        Aggregate, col(Aggregate.id) == AggregateHost.aggregate_id
+    )
+    if hosts is not None:
+        statement = statement.where(col(AggregateHost.host).in_(hosts))
+    zones = {host: metadata.get("availability_zone") for host, metadata in session.exec(statement)}
+    return {host: zone for host, zone in zones.items() if zone}
+
+
+def hosts_in_zone(session: Session, zone: str, default: str) -> tuple[str, ...]:
+    """The hosts of a zone; ``default`` is the zone of hosts that are given none."""
+    given = zones_by_aggregate(session)
+    own = session.exec(select(Host.name, Host.availability_zone))
+    return tuple(name for name, mine in own if (given.get(name) or mine or default) == zone)

@@ -92,9 +92,16 @@ class RecordingLauncher(Launcher):
         return operation
 
     def create(
-        self, session: Session, who: Caller, servers: list[Server], request_id: str
+        self,
+        session: Session,
+        who: Caller,
+        servers: list[Server],
+        request_id: str,
+        input: dict[str, Any] | None = None,
     ) -> list[Operation]:
-        made = [self._record(session, who, s, "create", request_id, {}) for s in servers]
+        session.add_all(servers)
+        session.flush()
+        made = [self._record(session, who, s, "create", request_id, input or {}) for s in servers]
         session.commit()
         return made
 

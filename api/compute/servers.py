@@ -1,9 +1,203 @@
-"""Being written."""
+"""Servers: create, list, show, update, delete."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated, Any
 
-from api.microversion import Route
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from api.compute.create import Created, create_servers
+from api.compute.server_bodies import (
+    CreateServerRequest,
+    Description,
+    DiskConfig,
+    Hostname,
+    IPv4,
+    IPv6,
+    ResourceName,
+)
+from api.compute.server_query import ListServers, wanted_servers
+from api.compute.server_views import (
+    Named,
+    ServerList,
+    ServerName,
+    ServerNames,
+    ServerReader,
+    ShownServer,
+)
+from api.context import Db, TheCloud, allow
+from api.microversion import Body, Route, View, since
+from api.paging import Link, TheLinks
+from api.policy import Caller, permits
+from db.idempotency import Idempotent, find_answer, keep_answer
+from db.server_list import list_names, list_servers
+from db.servers import Server, get_server
+from db.session import now
 
 router = APIRouter(route_class=Route)
+
+
+class NewServer(View):
+    """What the maker of a server is told: the only time its password is shown."""
+
+    id: str
+    links: list[Link]
+    disk_config: Annotated[str, Field(alias="OS-DCF:diskConfig")]
+    security_groups: list[Named]
+    admin_pass: Annotated[str, Field(alias="adminPass")]
+
+
+class Accepted(View):
+    """``{"server": …}``, or ``{"reservation_id": …}`` where that was asked for."""
+
+    server: NewServer | None = None
+    reservation_id: str | None = None
+
+
+class UpdateServer(Body):
+    """What of a server can be changed in place."""
+
+    name: ResourceName | None = None
+    disk_config: Annotated[DiskConfig | None, Field(alias="OS-DCF:diskConfig")] = None
+    access_ip_v4: Annotated[IPv4 | None, Field(alias="accessIPv4")] = None
+    access_ip_v6: Annotated[IPv6 | None, Field(alias="accessIPv6")] = None
+    description: Annotated[Description | None, since("2.19")] = None
+    hostname: Annotated[Hostname | None, since("2.90")] = None
+
+
+class UpdateServerRequest(Body):
+    """``{"server": …}``."""
+
+    server: UpdateServer
+
+
+def scope_of(who: Caller) -> str | None:
+    """The project whose servers the caller may name by id; None for all."""
+    return None if who.is_admin else who.project_id
+
+
+@router.post("/v2.1/servers", status_code=202, response_model_exclude_unset=True)
+def create_server(
+    body: CreateServerRequest,
+    request: Request,
+    response: Response,
+    who: Annotated[Caller, allow("servers:create")],
+    db: Db,
+    cloud: TheCloud,
+    links: TheLinks,
+) -> Accepted:
+    """Make servers. The same ``Idempotency-Key`` with the same body gives the first answer again."""
+    asked = Idempotent.of(request.headers.get("idempotency-key"), who.project_id, body)
+    answer = find_answer(db, cloud.sealer, asked)
+    if answer is None:
+        made = create_servers(db, cloud, who, body)
+        answer = _answer(made, body, links).model_dump_json(exclude_unset=True)
+        keep_answer(db, cloud.sealer, asked, answer)
+        cloud.launcher.create(db, who, made.servers, request.scope["request_id"], made.constraints)
+    accepted = Accepted.model_validate_json(answer)
+    if accepted.server is not None:
+        response.headers["Location"] = links.href("servers", accepted.server.id)
+    return accepted
+
+
+def _answer(made: Created, body: CreateServerRequest, links: TheLinks) -> Accepted:
+    if body.server.return_reservation_id:
+        return Accepted(reservation_id=made.reservation_id)
+    first = made.servers[0]
+    groups = [group.name for group in body.server.security_groups] or ["default"]
+    return Accepted(
+        server=NewServer(
+            id=first.id,
+            links=links.of("servers", first.id),
+            disk_config=first.disk_config,
+            security_groups=[Named(name=name) for name in groups],
+            admin_pass=made.admin_pass,
+        )
+    )
+
+
+@router.get("/v2.1/servers", response_model_exclude_unset=True)
+def index_servers(
+    query: Annotated[ListServers, Query()],
+    who: Annotated[Caller, allow("servers:index")],
+    db: Db,
+    cloud: TheCloud,
+    links: TheLinks,
+) -> ServerNames:
+    """A page of ids and names."""
+    page, wanted = query.page(who), wanted_servers(db, cloud.settings, who, query)
+    found = list_names(db, wanted, page) if wanted else []
+    names = [ServerName(id=r.id, name=r.name, links=links.of("servers", r.id)) for r in found]
+    following = links.next("servers", query, [n.id for n in names])
+    return ServerNames(servers=names, **({"servers_links": following} if following else {}))
+
+
+@router.get("/v2.1/servers/detail", response_model_exclude_unset=True)
+def list_servers_in_detail(
+    query: Annotated[ListServers, Query()],
+    who: Annotated[Caller, allow("servers:index")],
+    db: Db,
+    cloud: TheCloud,
+    links: TheLinks,
+) -> ServerList:
+    """A page of servers in full."""
+    page, wanted = query.page(who), wanted_servers(db, cloud.settings, who, query)
+    secrets = permits(who, "servers:extended_attributes")
+    found = list_servers(db, wanted, page, user_data=secrets) if wanted else []
+    shown = ServerReader(db, cloud, links, who).page(found)
+    following = links.next("servers/detail", query, [s.id for s in found])
+    return ServerList(servers=shown, **({"servers_links": following} if following else {}))
+
+
+@router.get("/v2.1/servers/{server_id}", response_model_exclude_unset=True)
+def show_server(
+    server_id: str,
+    who: Annotated[Caller, allow("servers:show")],
+    db: Db,
+    cloud: TheCloud,
+    links: TheLinks,
+) -> ShownServer:
+    """One server."""
+    server = get_server(db, server_id, scope_of(who))
+    return ServerReader(db, cloud, links, who).one(server)
+
+
+@router.put("/v2.1/servers/{server_id}", response_model_exclude_unset=True)
+def update_server(
+    server_id: str,
+    body: UpdateServerRequest,
+    who: Annotated[Caller, allow("servers:update")],
+    db: Db,
+    cloud: TheCloud,
+    links: TheLinks,
+) -> ShownServer:
+    """Change what can be changed in place."""
+    server = get_server(db, server_id, scope_of(who))
+    _apply(server, body.server)
+    db.add(server)
+    db.flush()
+    return ServerReader(db, cloud, links, who).updated(server)
+
+
+def _apply(server: Server, body: UpdateServer) -> None:
+    changes: dict[str, Any] = body.model_dump(exclude_unset=True, by_alias=False)
+    may_be_none = {"description"}
+    for name, value in changes.items():
+        if value is not None or name in may_be_none:
+            setattr(server, name, value)
+    if changes:
+        server.updated_at = now()
+
+
+@router.delete("/v2.1/servers/{server_id}", status_code=204)
+def delete_server(
+    server_id: str,
+    request: Request,
+    who: Annotated[Caller, allow("servers:delete")],
+    db: Db,
+    cloud: TheCloud,
+) -> None:
+    """Delete, in whatever state the server is; it wins over what is going on."""
+    server = get_server(db, server_id, scope_of(who))
+    cloud.launcher.act(db, who, server, "delete", request.scope["request_id"])

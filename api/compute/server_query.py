@@ -1,0 +1,262 @@
+"""The query string of the server lists: which filters exist, for whom, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import re2
+from oslo_utils import strutils
+from oslo_utils.timeutils import parse_isotime
+from pydantic import AfterValidator, Field
+from sqlmodel import Session
+
+from api.history import (
+    FILTERS_BY_IP6_FOR_ALL,
+    FILTERS_FOR_ALL,
+    REFUSES_UNKNOWN_STATUS,
+    SORTS_BY_LOCKED,
+)
+from api.microversion import current, since
+from api.paging import Order, Sorted
+from api.policy import Caller, authorize
+from db.server_list import SORT_COLUMNS, Page, ServerFilter, hosts_in_zone
+from db.session import compile_pattern
+from domain.errors import BadRequest, Forbidden
+from domain.states import VmState, vm_states_of
+from runtime.settings import Settings
+
+_TAGS_MAX = 50
+_DEFAULT_ORDER = (Order("created_at", descending=True),)
+_ADMIN_SORTS = frozenset({"host", "node"})
+_IGNORED_SORTS = frozenset({"instance_type_id", "kernel_id", "ramdisk_id", "root_device_name"})
+"""Keys that old clients may send; all servers are alike in them."""
+_FOR_ADMIN = frozenset(
+    {"created_at", "deleted", "description", "host", "hostname", "launch_index", "node", "uuid"}
+)
+_FOR_ALL_LATER = frozenset(
+    {
+        "availability_zone",
+        "config_drive",
+        "created_at",
+        "key_name",
+        "launched_at",
+        "power_state",
+        "progress",
+        "task_state",
+        "terminated_at",
+        "user_id",
+        "vm_state",
+    }
+)
+
+
+def instant(text: str) -> datetime:
+    """A query parameter that is an ISO 8601 instant."""
+    try:
+        moment: datetime = parse_isotime(text)
+    except ValueError:
+        raise ValueError(f"'{text:.64}' is not a valid time") from None
+    return moment
+
+
+def _lenient_bool(text: str) -> bool:
+    return bool(strutils.bool_from_string(text, default=False))
+
+
+def _pattern(text: str) -> str:
+    try:
+        compile_pattern(text)
+    except re2.error:
+        raise ValueError("it is no regular expression that can be searched for") from None
+    return text
+
+
+def _tags(text: str) -> frozenset[str]:
+    tags = frozenset(text.split(","))
+    if len(tags) > _TAGS_MAX:
+        raise ValueError(f"at most {_TAGS_MAX} tags can be asked for")
+    return tags
+
+
+Instant = Annotated[str, AfterValidator(instant)]
+Pattern = Annotated[str, Field(max_length=255), AfterValidator(_pattern)]
+Text = Annotated[str, Field(max_length=255)]
+Lenient = Annotated[str, AfterValidator(_lenient_bool)]
+TagSet = Annotated[str, Field(max_length=4096), AfterValidator(_tags)]
+
+
+class ListServers(Sorted):
+    """The parameters of both server lists; those that are not the caller's to use are ignored."""
+
+    access_ip_v4: Text | None = None
+    access_ip_v6: Text | None = None
+    all_tenants: Text | None = None
+    auto_disk_config: Text | None = None
+    availability_zone: Text | None = None
+    changes_before: Annotated[Instant | None, since("2.66"), Field(alias="changes-before")] = None
+    changes_since: Annotated[Instant | None, Field(alias="changes-since")] = None
+    config_drive: bool | None = None
+    created_at: Instant | None = None
+    deleted: Lenient | None = None
+    description: Pattern | None = None
+    display_name: Pattern | None = None
+    flavor: Text | None = None
+    host: Text | None = None
+    hostname: Pattern | None = None
+    image: Text | None = None
+    image_ref: Text | None = None
+    ip: Text | None = None
+    ip6: Text | None = None
+    kernel_id: Text | None = None
+    key_name: Pattern | None = None
+    launch_index: int | None = None
+    launched_at: Instant | None = None
+    locked: Annotated[bool | None, since("2.73")] = None
+    locked_by: Text | None = None
+    name: Pattern | None = None
+    node: Text | None = None
+    not_tags: Annotated[TagSet | None, since("2.26"), Field(alias="not-tags")] = None
+    not_tags_any: Annotated[TagSet | None, since("2.26"), Field(alias="not-tags-any")] = None
+    power_state: Annotated[int | None, Field(ge=0, le=7)] = None
+    progress: Annotated[int | None, Field(ge=0, le=100)] = None
+    project_id: Text | None = None
+    ramdisk_id: Text | None = None
+    reservation_id: Text | None = None
+    root_device_name: Text | None = None
+    soft_deleted: Text | None = None
+    status: list[str] = Field(default_factory=list, max_length=50)
+    tags: Annotated[TagSet | None, since("2.26")] = None
+    tags_any: Annotated[TagSet | None, since("2.26"), Field(alias="tags-any")] = None
+    task_state: Text | None = None
+    tenant_id: Text | None = None
+    terminated_at: Instant | None = None
+    user_id: Text | None = None
+    uuid: Text | None = None
+    vm_state: Text | None = None
+
+    def page(self, who: Caller) -> Page:
+        """Which part of the list; BadRequest or Forbidden for a sort key that is not to be had."""
+        allowed = {*SORT_COLUMNS, *_IGNORED_SORTS}
+        if current() not in SORTS_BY_LOCKED:
+            allowed.discard("locked")
+        order = self.order(allowed, _DEFAULT_ORDER)
+        if not who.is_admin and (bad := [o.key for o in order if o.key in _ADMIN_SORTS]):
+            raise Forbidden(f"Only administrators can sort servers by {bad[0]}")
+        kept = [(o.key, o.descending) for o in order if o.key not in _IGNORED_SORTS]
+        return Page(kept or list(_DEFAULT_ORDER), self.page_size, self.marker)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One list request by one caller."""
+
+    query: ListServers
+    who: Caller
+
+    def get(self, name: str) -> Any:
+        """The value of a filter, None when it is not given or not the caller's to use."""
+        return getattr(self.query, name) if self._may(name) else None
+
+    def _may(self, name: str) -> bool:
+        if self.who.is_admin or (name in _FOR_ALL_LATER and current() in FILTERS_FOR_ALL):
+            return True
+        if name == "ip6":
+            return current() in FILTERS_BY_IP6_FOR_ALL
+        return name not in _FOR_ADMIN | _FOR_ALL_LATER
+
+
+def wanted_servers(
+    session: Session, settings: Settings, who: Caller, query: ListServers
+) -> ServerFilter | None:
+    """The filter that a query means for this caller; None when nothing can match it."""
+    asked = _Asked(query, who)
+    statuses = _statuses(query)
+    if statuses == ():
+        return None
+    dated = query.changes_since is not None or query.changes_before is not None
+    zone = asked.get("availability_zone")
+    default = settings.default_availability_zone
+    return ServerFilter(
+        project_id=_project(who, query),
+        deleted=_deleted(asked, statuses, dated=dated),
+        exact=_exact(asked),
+        patterns=_patterns(asked),
+        statuses=statuses,
+        flavor=query.flavor,
+        node=asked.get("node"),
+        addresses=tuple(text for name in ("ip", "ip6") if (text := asked.get(name))),
+        zone=zone,
+        hosts_in_zone=hosts_in_zone(session, zone, default) if zone else (),
+        changed_since=_moment(query.changes_since),
+        changed_before=_moment(query.changes_before),
+        tags=_tagset(query.tags),
+        tags_any=_tagset(query.tags_any),
+        not_tags=_tagset(query.not_tags),
+        not_tags_any=_tagset(query.not_tags_any),
+    )
+
+
+def _moment(value: Any) -> datetime | None:
+    moment: datetime | None = value
+    return moment
+
+
+def _tagset(value: Any) -> frozenset[str]:
+    tags: frozenset[str] = value or frozenset()
+    return tags
+
+
+def _project(who: Caller, query: ListServers) -> str | None:
+    foreign = query.tenant_id is not None and query.tenant_id != who.project_id
+    everywhere = foreign
+    if query.all_tenants is not None:
+        try:  # the bare word, without a value, says yes
+            everywhere = strutils.bool_from_string(query.all_tenants or "1", strict=True)
+        except ValueError as error:
+            raise BadRequest(f"Invalid input received: {error}") from None
+    if not everywhere:
+        return who.project_id
+    authorize(who, "servers:index:all_tenants")
+    return query.project_id or query.tenant_id
+
+
+def _statuses(query: ListServers) -> tuple[Any, ...] | None:
+    if not query.status:
+        return None
+    pairs = tuple(pair for text in query.status for pair in vm_states_of(text))
+    if not pairs and current() in REFUSES_UNKNOWN_STATUS:
+        raise BadRequest("Invalid status value")
+    return pairs
+
+
+def _deleted(asked: _Asked, statuses: tuple[Any, ...] | None, *, dated: bool) -> bool | None:
+    gone = statuses is not None and {vm for vm, _ in statuses} == {VmState.DELETED}
+    if gone or asked.get("vm_state") == VmState.DELETED:
+        if not asked.who.is_admin:
+            raise Forbidden("Only administrators may list deleted instances")
+        return True
+    given: bool | None = asked.get("deleted")
+    if given is not None:
+        return given
+    return None if dated else False
+
+
+def _exact(asked: _Asked) -> dict[str, Any]:
+    names = (
+        "config_drive", "created_at", "host", "launch_index", "launched_at", "locked", "power_state",
+        "progress", "reservation_id", "task_state", "terminated_at", "user_id", "uuid", "vm_state",
+    )  # fmt: skip
+    found = {name: value for name in names if (value := asked.get(name)) is not None}
+    if image := asked.query.image or asked.query.image_ref:
+        found["image"] = image.rsplit("/", 1)[-1]
+    return found
+
+
+def _patterns(asked: _Asked) -> dict[str, str]:
+    names = ("description", "hostname", "key_name", "name")
+    found = {name: value for name in names if (value := asked.get(name)) is not None}
+    if asked.query.display_name is not None:
+        found.setdefault("name", asked.query.display_name)
+    return found
