@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlalchemy import UniqueConstraint, or_
+from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
+from domain.errors import NotFound
 
 
 class Image(SQLModel, table=True):
@@ -50,3 +51,22 @@ class ImageMember(SQLModel, table=True):
     status: str = Field(default="pending", max_length=16)
     created_at: datetime = stamped()
     updated_at: datetime = stamped()
+
+
+def get_visible_image(session: Session, image_id: str, project_id: str, is_admin: bool) -> Image:
+    """The image with this id, if the project may use it: its own, public, community, or shared with
+    it; NotFound otherwise."""
+    statement = select(Image).where(Image.id == image_id, col(Image.deleted_at).is_(None))
+    if not is_admin:
+        shared = select(ImageMember.image_id).where(ImageMember.member_id == project_id)
+        statement = statement.where(
+            or_(
+                Image.project_id == project_id,
+                col(Image.visibility).in_(("public", "community")),
+                (Image.visibility == "shared") & col(Image.id).in_(shared),
+            )
+        )
+    image = session.exec(statement).first()
+    if image is None:
+        raise NotFound(f"No image found with ID {image_id}")
+    return image
