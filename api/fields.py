@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints
 from pydantic_core import PydanticCustomError
 
 MAX_INT = 0x7FFFFFFF
@@ -84,3 +85,12 @@ Limit = Annotated[Integer, Field(ge=-1, le=MAX_INT)]
 """A quota; -1 is unlimited."""
 Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
 """True, False, or one of their spellings Nova takes, such as ``"on"``."""
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+Stamp = Annotated[datetime, PlainSerializer(_stamp, return_type=str)]
+"""A view's instant as Nova writes most of them: UTC without a zone, with microseconds. (Servers and
+versions have their own form, with ``Z``.)"""
