@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from api.app import build_app
 from api.context import Cloud
 from api.launch import Launcher
 from api.policy import Caller
@@ -195,6 +194,8 @@ def cloud(settings: Settings, engine: Engine, launcher: RecordingLauncher) -> Cl
 @pytest.fixture
 def client(cloud: Cloud) -> Iterator[TestClient]:
     """The whole API in process, asking as ``member`` of project ``project-demo`` unless told."""
+    from api.app import build_app  # noqa: PLC0415  # other tests need not load every route
+
     app = build_app(cloud)
     with TestClient(app, headers={"X-Auth-Token": "member"}) as client:
         yield client
