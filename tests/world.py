@@ -193,34 +193,42 @@ class WorldHost(HostActivities):
 Hook = Callable[[], Awaitable[None]]
 
 
-class Script(Interceptor):
+@dataclass
+class Script:
     """Records the calls of one run and misbehaves at one of them, always after the effect happened."""
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.twice = False
-        """Execute every activity twice."""
-        self.at: int | None = None
-        """The call to misbehave at."""
-        self.then: Hook | None = None
-        """What to do there: raise, or cause something and return."""
+    calls: list[str] = field(default_factory=list)
+    twice: bool = False
+    """Execute every activity twice."""
+    at: int | None = None
+    """The call to misbehave at."""
+    then: Hook | None = None
+    """What to do there: raise, or cause something and return."""
+    always: dict[str, Hook] = field(default_factory=dict)
+    """By activity: what to do after its effect at every call."""
 
-        self.always: dict[str, Hook] = {}
-        """By activity: what to do after its effect at every call."""
+
+class Director(Interceptor):
+    """Lets each workflow's activities follow that workflow's script."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+        """workflow id → script"""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        script = self
+        director = self
 
         class Inbound(ActivityInboundInterceptor):
             async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-                number = len(script.calls)
-                script.calls.append(activity.info().activity_type)
+                script = director.scripts[activity.info().workflow_id or ""]
+                name, number = activity.info().activity_type, len(script.calls)
+                script.calls.append(name)
                 result = await super().execute_activity(input)
                 if script.twice:
                     result = await super().execute_activity(input)
                 if number == script.at and script.then is not None:
                     await script.then()
-                if hook := script.always.get(script.calls[number]):
+                if hook := script.always.get(name):
                     await hook()
                 return result
 

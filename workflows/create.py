@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import FailureError
 
 from domain.errors import Kind
 from workflows.contract import (
@@ -51,7 +51,7 @@ class CreateServer(Operation):
             try:
                 await self._build(ref, attempt, tuple(passed_over))
                 return SUCCEEDED
-            except ActivityError as error:
+            except FailureError as error:
                 reraise_cancel(error)
                 no_host = failure_kind(error) == Kind.NO_VALID_HOST
                 # "No more hosts" after a failed build would hide why the build failed.
@@ -79,7 +79,7 @@ class CreateServer(Operation):
             await do(ControlActivities.finish_operation, done)
 
 
-def _hopeless(error: ActivityError) -> bool:
+def _hopeless(error: FailureError) -> bool:
     """Another host would say the same: the request itself cannot be built."""
     return will_never_do(error) and failure_kind(error) in (
         Kind.GUEST,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import FailureError
 
 from workflows.contract import (
     Begin,
@@ -23,18 +23,19 @@ class DeleteServer:
     @workflow.run
     async def run(self, ref: Ref) -> str:
         """Returns the outcome. A host that does not answer is cleaned when it reports again."""
-        located = await do(ControlActivities.begin_operation, Begin(ref))
-        if located.host is not None:
-            destroy = DestroyGuest(located.fence, ref.server_id)
-            try:
-                await do(HostActivities.destroy_guest, destroy, host=located.host)
-            except ActivityError as error:
-                if not host_did_not_answer(error):
-                    reason = explain(error, located.host)
-                    failed = Finish(ref, succeeded=False, error=reason)
-                    await do(ControlActivities.finish_operation, failed)
-                    return FAILED
-                workflow.logger.warning("deleted while its host is away: %s", located.host)
+        host: str | None = None
+        try:
+            located = await do(ControlActivities.begin_operation, Begin(ref))
+            host = located.host
+            if host is not None:
+                destroy = DestroyGuest(located.fence, ref.server_id)
+                await do(HostActivities.destroy_guest, destroy, host=host)
+        except FailureError as error:
+            if not host_did_not_answer(error):
+                failed = Finish(ref, succeeded=False, error=explain(error, host))
+                await do(ControlActivities.finish_operation, failed)
+                return FAILED
+            workflow.logger.warning("deleted while its host is away: %s", host)
         await do(ControlActivities.finish_operation, Finish(ref, succeeded=True))
         return SUCCEEDED
 

@@ -12,6 +12,7 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     CancelledError,
+    FailureError,
     TimeoutType,
     is_cancelled_exception,
 )
@@ -119,7 +120,7 @@ class Saga:
         while self._undo:
             try:
                 await self._undo.pop()()
-            except ActivityError as error:
+            except FailureError as error:
                 # A host that does not answer keeps what it has until it reports again; it is then told
                 # to remove it, because the record's epoch has moved on.
                 workflow.logger.warning("undo left to the host's next report: %s", error)

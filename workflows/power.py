@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import FailureError
 
 from workflows.contract import (
     Begin,
@@ -37,7 +37,7 @@ class PowerServer(Operation):
                 return await self._failed(ref, "The server is on no host")
             change = ChangePower(ref.lifecycle, located.spec, float(located.input["timeout_s"]))
             guest = await do(HostActivities.change_power, change, host=located.host)
-        except ActivityError as error:
+        except FailureError as error:
             reraise_cancel(error)
             return await self._failed(ref, explain(error, host))
         done = Finish(ref, succeeded=True, power_state=guest.power_state)

@@ -32,7 +32,7 @@ class Records:
         """Mark the operation running and say where the server is. NotFound if it is gone."""
         with transaction(self._engine) as session:
             server, operation = _load(session, cmd.ref)
-            if server.deleted_at is not None:
+            if server.deleted_at is not None and operation.lifecycle != "delete":
                 raise NotFound(f"Instance {server.id} could not be found.")
             if operation.state == OperationState.ACCEPTED:
                 self._enter(session, server, operation)

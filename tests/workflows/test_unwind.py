@@ -7,7 +7,7 @@ must have no leak and the row must be in the state the lifecycle table says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from domain.lifecycle import LIFECYCLES
 from domain.states import PowerState, VmState
 from runtime.temporal import connect, start_operation
 from tests.temporal_server import temporal_server
-from tests.world import HOSTS, Row, Script, World, WorldControl, WorldHost, spec
+from tests.world import HOSTS, Director, Row, Script, World, WorldControl, WorldHost, spec
 from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
 from workflows.contract import ControlActivities, HostActivities, Ref, SpawnGuest
@@ -39,86 +39,94 @@ def address() -> Iterator[str]:
 
 
 @dataclass
-class Run:
-    """One server, one operation, one world."""
+class Stage:
+    """One world with its workers; many runs may play on it at once."""
 
     client: Client
     world: World
-    script: Script
-    ref: Ref
-
-    @property
-    def row(self) -> Row:
-        return self.world.servers[self.ref.server_id]
-
-    @property
-    def handle(self) -> WorkflowHandle[object, object]:
-        return self.client.get_workflow_handle(f"server:{self.ref.server_id}")
-
-    def another(self, lifecycle: str) -> Ref:
-        return Ref(new_id(), self.ref.server_id, "project-1", "req-2", lifecycle)
-
-    async def delete(self) -> None:
-        # What the API does: the task state shows the delete from its accept on.
-        self.row.task_state = LIFECYCLES["delete"].task_state
-        await start_operation(self.client, "DeleteServer", self.another("delete"))
-
-    async def play(self) -> None:
-        row = LIFECYCLES[self.ref.lifecycle]
-        await start_operation(self.client, row.workflow, self.ref)
-        try:
-            await asyncio.wait_for(self.handle.result(), END_S)
-        except WorkflowFailureError as error:
-            if not isinstance(error.cause, CancelledError):  # only a cancelled run may fail
-                raise
+    director: Director
 
 
-def prepare(client: Client, lifecycle: str) -> Run:
-    server_id = new_id()
-    world, row = World(), LIFECYCLES[lifecycle]
-    vm_state = row.allowed[0] if lifecycle != "delete" else VmState.ACTIVE
-    world.servers[server_id] = Row(vm_state, row.task_state)
-    if lifecycle != "create":
-        world.servers[server_id].host = HOSTS[0]
-        world.servers[server_id].epoch = 1
-        world.claims[server_id] = (HOSTS[0], "earlier", 1, 1)
-        world.guests[HOSTS[0], server_id] = (1, PowerState.RUNNING)
-    ref = Ref(new_id(), server_id, "project-1", "req-1", lifecycle)
-    return Run(client, world, Script(), ref)
-
-
-async def run(address: str, lifecycle: str, setup: Callable[[Run], Awaitable[None] | None]) -> Run:
-    """Play one operation in a fresh world with fresh workers; ``setup`` may bend the script."""
+@pytest.fixture
+async def stage(address: str) -> AsyncIterator[Stage]:
     client = await connect(address, "default")
-    it = prepare(client, lifecycle)
-    setup(it)
+    stage = Stage(client, World(), Director())
     async with AsyncExitStack() as stack:
         control = Worker(
             client,
             task_queue=CONTROL_QUEUE,
             workflows=WORKFLOWS,
-            activities=implemented(WorldControl(it.world), ControlActivities),
-            interceptors=[it.script],
+            activities=implemented(WorldControl(stage.world), ControlActivities),
+            interceptors=[stage.director],
         )
         await stack.enter_async_context(control)
         for host in HOSTS:
             worker = Worker(
                 client,
                 task_queue=host_queue(host),
-                activities=implemented(WorldHost(it.world, host), HostActivities),
-                interceptors=[it.script],
+                activities=implemented(WorldHost(stage.world, host), HostActivities),
+                interceptors=[stage.director],
             )
             await stack.enter_async_context(worker)
-        await it.play()
-    return it
+        yield stage
+
+
+class Run:
+    """One operation on a server of its own."""
+
+    def __init__(self, stage: Stage, lifecycle: str) -> None:
+        self.client, self.world = stage.client, stage.world
+        self.ref = Ref(new_id(), new_id(), "project-1", "req-1", lifecycle)
+        self.script = stage.director.scripts.setdefault(self.handle.id, Script())
+        server_id, row = self.ref.server_id, LIFECYCLES[lifecycle]
+        vm_state = VmState.ACTIVE if lifecycle == "delete" else row.allowed[0]
+        self.row = self.world.servers[server_id] = Row(vm_state, row.task_state)
+        if lifecycle != "create":
+            self.row.host, self.row.epoch = HOSTS[0], 1
+            self.world.claims[server_id] = (HOSTS[0], "earlier", 1, 1)
+            self.world.guests[HOSTS[0], server_id] = (1, PowerState.RUNNING)
+
+    @property
+    def handle(self) -> WorkflowHandle[object, object]:
+        return self.client.get_workflow_handle(f"server:{self.ref.server_id}")
+
+    async def delete(self) -> None:
+        if self.row.vm_state is VmState.DELETED:
+            return  # the API answers 404 from here on
+        self.row.task_state = LIFECYCLES["delete"].task_state  # as the API does at accept
+        ref = Ref(new_id(), self.ref.server_id, "project-1", "req-2", "delete")
+        self.world.operations[ref.operation_id] = "accepted"
+        await start_operation(self.client, "DeleteServer", ref)
+
+    async def play(self) -> Run:
+        self.world.operations[self.ref.operation_id] = "accepted"
+        await start_operation(self.client, LIFECYCLES[self.ref.lifecycle].workflow, self.ref)
+        try:
+            await asyncio.wait_for(self.handle.result(), END_S)
+        except WorkflowFailureError as error:
+            if not isinstance(error.cause, CancelledError):  # only a cancelled run may fail
+                raise
+        return self
+
+
+async def at_each_call(stage: Stage, lifecycle: str, bend: Callable[[Run, str], None]) -> list[Run]:
+    """Learn the calls of a good run, then play one bent run per call, side by side."""
+    good = await Run(stage, lifecycle).play()
+    runs = []
+    for number, call in enumerate(list(good.script.calls)):
+        run = Run(stage, lifecycle)
+        run.script.at = number
+        bend(run, call)
+        runs.append(run)
+    return await asyncio.gather(*(run.play() for run in runs))
 
 
 def check(it: Run, *expected: VmState) -> None:
     where = f"calls {it.script.calls}, broken at {it.script.at}"
-    assert it.world.leaks() == [], where
+    assert [leak for leak in it.world.leaks() if it.ref.server_id in leak] == [], where
     assert it.row.vm_state in expected, where
     assert it.row.task_state is None, where
-    assert "running" not in it.world.operations.values(), where
+    assert it.world.operations[it.ref.operation_id] not in ("accepted", "running"), where
 
 
 def failure_states(lifecycle: str) -> tuple[VmState, ...]:
@@ -143,77 +151,59 @@ def breaks_at(call: str) -> Callable[[], Awaitable[None]]:
 
 
 @pytest.mark.parametrize("lifecycle", LIFECYCLES)
-async def test_succeeds(address: str, lifecycle: str) -> None:
-    it = await run(address, lifecycle, lambda _: None)
-    check(it, LIFECYCLES[lifecycle].success)
-
-
-@pytest.mark.parametrize("lifecycle", LIFECYCLES)
-async def test_succeeds_with_every_activity_run_twice(address: str, lifecycle: str) -> None:
-    def setup(it: Run) -> None:
-        it.script.twice = True
-
-    it = await run(address, lifecycle, setup)
-    check(it, LIFECYCLES[lifecycle].success)
+async def test_succeeds_also_with_every_activity_run_twice(stage: Stage, lifecycle: str) -> None:
+    once, twice = Run(stage, lifecycle), Run(stage, lifecycle)
+    twice.script.twice = True
+    for run in await asyncio.gather(once.play(), twice.play()):
+        check(run, LIFECYCLES[lifecycle].success)
 
 
 @pytest.mark.parametrize("repeat_undo", [False, True], ids=["undo once", "undo twice"])
 @pytest.mark.parametrize("lifecycle", LIFECYCLES)
 async def test_failure_at_each_call_leaves_no_leak(
-    address: str, lifecycle: str, repeat_undo: bool
+    stage: Stage, lifecycle: str, repeat_undo: bool
 ) -> None:
-    good = await run(address, lifecycle, lambda _: None)
-    for number, call in enumerate(good.script.calls):
+    def bend(run: Run, call: str) -> None:
+        run.script.twice = repeat_undo
+        run.script.then = breaks_at(call)
 
-        def setup(it: Run, number: int = number, call: str = call) -> None:
-            it.script.twice = repeat_undo
-            it.script.at, it.script.then = number, breaks_at(call)
-
-        it = await run(address, lifecycle, setup)
-        check(it, *failure_states(lifecycle))
+    for run in await at_each_call(stage, lifecycle, bend):
+        check(run, *failure_states(lifecycle))
 
 
 @pytest.mark.parametrize("lifecycle", LIFECYCLES)
-async def test_cancel_at_each_call_leaves_no_leak(address: str, lifecycle: str) -> None:
-    good = await run(address, lifecycle, lambda _: None)
-    for number in range(len(good.script.calls)):
+async def test_cancel_at_each_call_leaves_no_leak(stage: Stage, lifecycle: str) -> None:
+    def bend(run: Run, _call: str) -> None:
+        run.script.then = run.handle.cancel
 
-        def setup(it: Run, number: int = number) -> None:
-            it.script.at, it.script.then = number, it.handle.cancel
-
-        it = await run(address, lifecycle, setup)
-        check(it, *failure_states(lifecycle))
+    for run in await at_each_call(stage, lifecycle, bend):
+        check(run, *failure_states(lifecycle))
 
 
 @pytest.mark.parametrize("lifecycle", LIFECYCLES)
-async def test_delete_at_each_call_wins_and_leaves_nothing(address: str, lifecycle: str) -> None:
-    good = await run(address, lifecycle, lambda _: None)
-    for number in range(len(good.script.calls)):
+async def test_delete_at_each_call_wins_and_leaves_nothing(stage: Stage, lifecycle: str) -> None:
+    def bend(run: Run, _call: str) -> None:
+        run.script.then = run.delete
 
-        def setup(it: Run, number: int = number) -> None:
-            it.script.at, it.script.then = number, it.delete
-
-        it = await run(address, lifecycle, setup)
-        check(it, VmState.DELETED)
-        assert it.world.guests == {}, it.script.calls
+    for run in await at_each_call(stage, lifecycle, bend):
+        check(run, VmState.DELETED)
+        assert all(server != run.ref.server_id for _, server in stage.world.guests)
 
 
-async def test_every_host_failing_ends_in_error_with_the_first_cause(address: str) -> None:
-    def setup(it: Run) -> None:
-        async def broken() -> None:
-            raise ApplicationError("disk on fire", type=Kind.UNAVAILABLE, non_retryable=True)
+async def test_every_host_failing_ends_in_error_with_the_first_cause(stage: Stage) -> None:
+    async def broken() -> None:
+        raise ApplicationError("disk on fire", type=Kind.UNAVAILABLE, non_retryable=True)
 
-        it.script.always["spawn_guest"] = broken
-
-    it = await run(address, "create", setup)
-    check(it, VmState.ERROR)
-    assert it.script.calls.count("spawn_guest") == len(HOSTS)
-    assert "disk on fire" in (it.row.fault or "")
+    run = Run(stage, "create")
+    run.script.always["spawn_guest"] = broken
+    check(await run.play(), VmState.ERROR)
+    assert run.script.calls.count("spawn_guest") == len(HOSTS)
+    assert "disk on fire" in (run.row.fault or "")
 
 
-async def test_a_late_spawn_is_refused_after_its_destroy(address: str) -> None:
-    it = await run(address, "delete", lambda _: None)
-    host = WorldHost(it.world, HOSTS[0])
-    late = SpawnGuest(Fence(1, "earlier"), spec(it.ref.server_id))
+async def test_a_late_spawn_is_refused_after_its_destroy(stage: Stage) -> None:
+    run = await Run(stage, "delete").play()
+    host = WorldHost(stage.world, HOSTS[0])
+    late = SpawnGuest(Fence(1, "earlier"), spec(run.ref.server_id))
     with pytest.raises(ApplicationError, match="fenced"):
         await host.spawn_guest(late)
