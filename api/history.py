@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from api.microversion import Version, current, span
+from api.microversion import Version, current
 
 
 class Change(NamedTuple):
@@ -203,20 +203,51 @@ def always_lists_hypervisor_servers() -> bool:
     return _from("2.75")
 
 
-HAS_NETWORK_QUOTAS = span(until="2.35")
-HAS_FILE_QUOTAS = span(until="2.56")
-CLASS_HAS_NETWORK_QUOTAS = span(until="2.49")
-CLASS_HAS_GROUP_QUOTAS = span("2.50")
-UPDATE_ANSWERS_IN_FULL = span("2.75")
-"""A server update shows every field that a show does."""
-READS_ACTIONS_OF_DELETED = span("2.21")
-FILTERS_BY_IP6_FOR_ALL = span("2.5")
-FILTERS_FOR_ALL = span("2.83")
-REFUSES_UNKNOWN_STATUS = span("2.38")
-NEEDS_NETWORKS = span("2.37")
-"""A create must name its networks, possibly by one of the words auto and none."""
-REFUSES_DEVICE_TAGS = span("2.37", "2.41")
-"""A gap: the device tags that 2.32 brought came back with 2.42."""
-TAKES_QUALIFIED_HOSTNAMES = span("2.94")
-SHOWS_EVENTS_TO_ALL = span("2.51")
-SORTS_BY_LOCKED = span("2.73")
+def answers_updates_in_full() -> bool:
+    """Whether a server update shows every field that a show does."""
+    return _from("2.75")
+
+
+def reads_actions_of_deleted() -> bool:
+    """Whether the instance actions of deleted servers can be read."""
+    return _from("2.21")
+
+
+def filters_by_ip6_for_all() -> bool:
+    """Whether everybody, not only an administrator, may filter servers by ip6."""
+    return _from("2.5")
+
+
+def filters_servers_freely() -> bool:
+    """Whether everybody may use the server filters that were an administrator's."""
+    return _from("2.83")
+
+
+def refuses_unknown_status() -> bool:
+    """Whether a list of servers in a status that does not exist is refused rather than empty."""
+    return _from("2.38")
+
+
+def sorts_by_locked() -> bool:
+    """Whether servers can be sorted by their lock."""
+    return _from("2.73")
+
+
+def needs_networks() -> bool:
+    """Whether a create must name its networks, for which auto and none are words."""
+    return _from("2.37")
+
+
+def refuses_device_tags() -> bool:
+    """The gap: the device tags that 2.32 brought were gone until 2.42."""
+    return _from("2.37") and not _from("2.42")
+
+
+def takes_qualified_hostnames() -> bool:
+    """Whether a hostname may have dots."""
+    return _from("2.94")
+
+
+def shows_events_to_all() -> bool:
+    """Whether everybody, not only an administrator, sees the events of an instance action."""
+    return _from("2.51")

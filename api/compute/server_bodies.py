@@ -22,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from api.history import NEEDS_NETWORKS, REFUSES_DEVICE_TAGS, TAKES_QUALIFIED_HOSTNAMES
-from api.microversion import Body, current, since, until
+from api.fields import Boolean, Description, Integer, Name, NonNegative, Positive, Text
+from api.history import needs_networks, refuses_device_tags, takes_qualified_hostnames
+from api.microversion import Body, since, until
 
 USER_DATA_MAX = 65535
 """Characters of base64."""
@@ -38,18 +39,6 @@ def invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("value_error", "{reason}", {"reason": message})
 
 
-def _printable(text: str) -> str:
-    if text != text.strip() or not all(c.isprintable() for c in text):
-        raise invalid("It must be printable, without leading or trailing spaces")
-    return text
-
-
-def _described(text: str) -> str:
-    if not all(c.isprintable() or c in "\r\n\t" for c in text):
-        raise invalid("It must be printable")
-    return text
-
-
 def _base64(text: str) -> str:
     try:
         base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
@@ -59,7 +48,7 @@ def _base64(text: str) -> str:
 
 
 def _hostname(text: str) -> str:
-    qualified = current() in TAKES_QUALIFIED_HOSTNAMES
+    qualified = takes_qualified_hostnames()
     pattern, longest = (_QUALIFIED, 255) if qualified else (_HOSTNAME, 63)
     if len(text) > longest or not pattern.fullmatch(text):
         raise invalid("It is not a valid hostname")
@@ -94,26 +83,22 @@ def _unique(values: list[str]) -> list[str]:
     return values
 
 
-ResourceName = Annotated[
-    str, StringConstraints(min_length=1, max_length=255), AfterValidator(_printable)
-]
-Description = Annotated[str, StringConstraints(max_length=255), AfterValidator(_described)]
+ShortDescription = Annotated[Description, StringConstraints(max_length=255)]
 Hostname = Annotated[str, AfterValidator(_hostname)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
 IPv4 = Annotated[str, _address(4)]
 IPv6 = Annotated[str, _address(6)]
 DiskConfig = Literal["AUTO", "MANUAL"]
 MetadataKey = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9\-_:. ]{1,255}$")]
-MetadataValue = Annotated[str, StringConstraints(max_length=255)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=255)]
 Metadata = dict[MetadataKey, MetadataValue]
 TagName = Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=r"^[^,/]*$")]
 Tags = Annotated[list[TagName], Field(max_length=50), AfterValidator(_unique)]
-Count = Annotated[int, Field(ge=1)]
 _DeviceTag = Annotated[str, StringConstraints(min_length=1, max_length=60, pattern=r"^[^,/]*$")]
 
 
 def _refuse_gap(values: Any) -> Any:
-    if isinstance(values, dict) and "tag" in values and current() in REFUSES_DEVICE_TAGS:
+    if isinstance(values, dict) and "tag" in values and refuses_device_tags():
         raise PydanticCustomError(
             "extra_forbidden", "Additional properties are not allowed ('tag' was unexpected)"
         )
@@ -137,18 +122,18 @@ class RequestedNetwork(Body):
 class BlockDevice(Body):
     """One disk; only local disks made from the image or blank ones can be had."""
 
-    boot_index: int | None = None
-    delete_on_termination: bool = True
+    boot_index: Integer | None = None
+    delete_on_termination: Boolean = True
     destination_type: Literal["local", "volume"] | None = None
     device_name: str | None = Field(default=None, max_length=255)
     device_type: str | None = Field(default=None, max_length=255)
     disk_bus: str | None = Field(default=None, max_length=255)
     guest_format: str | None = Field(default=None, max_length=255)
-    no_device: bool | None = None
+    no_device: Boolean | None = None
     source_type: Literal["blank", "image", "snapshot", "volume"] | None = None
     tag: Annotated[_DeviceTag | None, since("2.32")] = None
     uuid: str | None = Field(default=None, max_length=255)
-    volume_size: int | None = Field(default=None, ge=0)
+    volume_size: NonNegative | None = None
     volume_type: Annotated[str | None, since("2.67")] = None
 
     @model_validator(mode="before")
@@ -177,7 +162,7 @@ Networks = Annotated[
 class CreateServer(Body):
     """A server to be."""
 
-    name: ResourceName
+    name: Name
     flavor_ref: Annotated[str | int, Field(alias="flavorRef")]
     image_ref: Annotated[str | None, Field(alias="imageRef", max_length=2048)] = None
     networks: Networks | None = None
@@ -189,11 +174,11 @@ class CreateServer(Body):
         AfterValidator(lambda v: v if v is None else _base64(v)),
     ] = None
     metadata: Metadata = Field(default_factory=dict)
-    config_drive: bool | None = None
+    config_drive: Boolean | None = None
     availability_zone: Annotated[str | None, StringConstraints(min_length=1, max_length=255)] = None
-    min_count: Count | None = None
-    max_count: Count | None = None
-    return_reservation_id: bool = False
+    min_count: Positive | None = None
+    max_count: Positive | None = None
+    return_reservation_id: Boolean = False
     admin_pass: Annotated[
         str | None, StringConstraints(min_length=1, max_length=255), Field(alias="adminPass")
     ] = None
@@ -203,7 +188,7 @@ class CreateServer(Body):
     block_device_mapping: list[dict[str, Any]] = Field(default_factory=list, max_length=255)
     block_device_mapping_v2: list[BlockDevice] = Field(default_factory=list, max_length=255)
     personality: Annotated[list[dict[str, Any]] | None, until("2.56")] = None
-    description: Annotated[Description | None, since("2.19")] = None
+    description: Annotated[ShortDescription | None, since("2.19")] = None
     tags: Annotated[Tags | None, since("2.52")] = None
     trusted_image_certificates: Annotated[list[str] | None, since("2.63")] = None
     host: Annotated[str | None, since("2.74")] = None
@@ -212,7 +197,7 @@ class CreateServer(Body):
 
     @model_validator(mode="after")
     def _networks(self) -> CreateServer:
-        if current() in NEEDS_NETWORKS:
+        if needs_networks():
             if self.networks is None:
                 raise invalid("'networks' is a required property")
         elif isinstance(self.networks, str):

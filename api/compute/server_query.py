@@ -12,13 +12,14 @@ from oslo_utils.timeutils import parse_isotime
 from pydantic import AfterValidator, Field
 from sqlmodel import Session
 
+from api.fields import Boolean, NonNegative, Text
 from api.history import (
-    FILTERS_BY_IP6_FOR_ALL,
-    FILTERS_FOR_ALL,
-    REFUSES_UNKNOWN_STATUS,
-    SORTS_BY_LOCKED,
+    filters_by_ip6_for_all,
+    filters_servers_freely,
+    refuses_unknown_status,
+    sorts_by_locked,
 )
-from api.microversion import current, since
+from api.microversion import since
 from api.paging import Order, Sorted
 from api.policy import Caller, authorize
 from db.server_list import SORT_COLUMNS, Page, ServerFilter, hosts_in_zone
@@ -80,66 +81,66 @@ def _tags(text: str) -> frozenset[str]:
     return tags
 
 
-Instant = Annotated[str, AfterValidator(instant)]
-Pattern = Annotated[str, Field(max_length=255), AfterValidator(_pattern)]
-Text = Annotated[str, Field(max_length=255)]
-Lenient = Annotated[str, AfterValidator(_lenient_bool)]
-TagSet = Annotated[str, Field(max_length=4096), AfterValidator(_tags)]
+Instant = Annotated[Text, AfterValidator(instant)]
+Pattern = Annotated[Text, Field(max_length=255), AfterValidator(_pattern)]
+Short = Annotated[Text, Field(max_length=255)]
+Lenient = Annotated[Text, AfterValidator(_lenient_bool)]
+TagSet = Annotated[Text, Field(max_length=4096), AfterValidator(_tags)]
 
 
 class ListServers(Sorted):
     """The parameters of both server lists; those that are not the caller's to use are ignored."""
 
-    access_ip_v4: Text | None = None
-    access_ip_v6: Text | None = None
-    all_tenants: Text | None = None
-    auto_disk_config: Text | None = None
-    availability_zone: Text | None = None
+    access_ip_v4: Short | None = None
+    access_ip_v6: Short | None = None
+    all_tenants: Short | None = None
+    auto_disk_config: Short | None = None
+    availability_zone: Short | None = None
     changes_before: Annotated[Instant | None, since("2.66"), Field(alias="changes-before")] = None
     changes_since: Annotated[Instant | None, Field(alias="changes-since")] = None
-    config_drive: bool | None = None
+    config_drive: Boolean | None = None
     created_at: Instant | None = None
     deleted: Lenient | None = None
     description: Pattern | None = None
     display_name: Pattern | None = None
-    flavor: Text | None = None
-    host: Text | None = None
+    flavor: Short | None = None
+    host: Short | None = None
     hostname: Pattern | None = None
-    image: Text | None = None
-    image_ref: Text | None = None
-    ip: Text | None = None
-    ip6: Text | None = None
-    kernel_id: Text | None = None
+    image: Short | None = None
+    image_ref: Short | None = None
+    ip: Short | None = None
+    ip6: Short | None = None
+    kernel_id: Short | None = None
     key_name: Pattern | None = None
-    launch_index: int | None = None
+    launch_index: NonNegative | None = None
     launched_at: Instant | None = None
-    locked: Annotated[bool | None, since("2.73")] = None
-    locked_by: Text | None = None
+    locked: Annotated[Boolean | None, since("2.73")] = None
+    locked_by: Short | None = None
     name: Pattern | None = None
-    node: Text | None = None
+    node: Short | None = None
     not_tags: Annotated[TagSet | None, since("2.26"), Field(alias="not-tags")] = None
     not_tags_any: Annotated[TagSet | None, since("2.26"), Field(alias="not-tags-any")] = None
     power_state: Annotated[int | None, Field(ge=0, le=7)] = None
     progress: Annotated[int | None, Field(ge=0, le=100)] = None
-    project_id: Text | None = None
-    ramdisk_id: Text | None = None
-    reservation_id: Text | None = None
-    root_device_name: Text | None = None
-    soft_deleted: Text | None = None
-    status: list[str] = Field(default_factory=list, max_length=50)
+    project_id: Short | None = None
+    ramdisk_id: Short | None = None
+    reservation_id: Short | None = None
+    root_device_name: Short | None = None
+    soft_deleted: Short | None = None
+    status: list[Text] = Field(default_factory=list, max_length=50)
     tags: Annotated[TagSet | None, since("2.26")] = None
     tags_any: Annotated[TagSet | None, since("2.26"), Field(alias="tags-any")] = None
-    task_state: Text | None = None
-    tenant_id: Text | None = None
+    task_state: Short | None = None
+    tenant_id: Short | None = None
     terminated_at: Instant | None = None
-    user_id: Text | None = None
-    uuid: Text | None = None
-    vm_state: Text | None = None
+    user_id: Short | None = None
+    uuid: Short | None = None
+    vm_state: Short | None = None
 
     def page(self, who: Caller) -> Page:
         """Which part of the list; BadRequest or Forbidden for a sort key that is not to be had."""
         allowed = {*SORT_COLUMNS, *_IGNORED_SORTS}
-        if current() not in SORTS_BY_LOCKED:
+        if not sorts_by_locked():
             allowed.discard("locked")
         order = self.order(allowed, _DEFAULT_ORDER)
         if not who.is_admin and (bad := [o.key for o in order if o.key in _ADMIN_SORTS]):
@@ -160,10 +161,10 @@ class _Asked:
         return getattr(self.query, name) if self._may(name) else None
 
     def _may(self, name: str) -> bool:
-        if self.who.is_admin or (name in _FOR_ALL_LATER and current() in FILTERS_FOR_ALL):
+        if self.who.is_admin or (name in _FOR_ALL_LATER and filters_servers_freely()):
             return True
         if name == "ip6":
-            return current() in FILTERS_BY_IP6_FOR_ALL
+            return filters_by_ip6_for_all()
         return name not in _FOR_ADMIN | _FOR_ALL_LATER
 
 
@@ -226,7 +227,7 @@ def _statuses(query: ListServers) -> tuple[Any, ...] | None:
     if not query.status:
         return None
     pairs = tuple(pair for text in query.status for pair in vm_states_of(text))
-    if not pairs and current() in REFUSES_UNKNOWN_STATUS:
+    if not pairs and refuses_unknown_status():
         raise BadRequest("Invalid status value")
     return pairs
 

@@ -16,8 +16,8 @@ from pydantic import Field
 from sqlmodel import Session
 
 from api.context import Cloud
-from api.history import UPDATE_ANSWERS_IN_FULL
-from api.microversion import View, current, since, until
+from api.history import answers_updates_in_full
+from api.microversion import View, since, until
 from api.paging import Link, Links
 from api.policy import Caller, permits
 from db.hosts import Host, is_up
@@ -264,7 +264,7 @@ class ServerReader:
 
     def updated(self, server: Server) -> ShownServer:
         """One server after an update, of which old versions show less."""
-        if current() in UPDATE_ANSWERS_IN_FULL:
+        if answers_updates_in_full():
             return self.one(server)
         fields = self._basics(server, _load(self.session, [server]), extended=False)
         return ShownServer(server=ServerView(**fields, server_groups=_groups(server)))

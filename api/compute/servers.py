@@ -10,12 +10,11 @@ from pydantic import Field
 from api.compute.create import Created, create_servers
 from api.compute.server_bodies import (
     CreateServerRequest,
-    Description,
     DiskConfig,
     Hostname,
     IPv4,
     IPv6,
-    ResourceName,
+    ShortDescription,
 )
 from api.compute.server_query import ListServers, wanted_servers
 from api.compute.server_views import (
@@ -27,6 +26,7 @@ from api.compute.server_views import (
     ShownServer,
 )
 from api.context import Db, TheCloud, allow
+from api.fields import Name
 from api.microversion import Body, Route, View, since
 from api.paging import Link, TheLinks
 from api.policy import Caller, permits
@@ -58,11 +58,11 @@ class Accepted(View):
 class UpdateServer(Body):
     """What of a server can be changed in place."""
 
-    name: ResourceName | None = None
+    name: Name | None = None
     disk_config: Annotated[DiskConfig | None, Field(alias="OS-DCF:diskConfig")] = None
     access_ip_v4: Annotated[IPv4 | None, Field(alias="accessIPv4")] = None
     access_ip_v6: Annotated[IPv6 | None, Field(alias="accessIPv6")] = None
-    description: Annotated[Description | None, since("2.19")] = None
+    description: Annotated[ShortDescription | None, since("2.19")] = None
     hostname: Annotated[Hostname | None, since("2.90")] = None
 
 
