@@ -1,0 +1,1 @@
+"""Host networking, part by part: records, segments, filters, DHCP, metadata; ``virt.nics`` is the front."""
