@@ -138,7 +138,7 @@ class WorldControl(ControlActivities):
             if lifecycle.success is VmState.DELETED:
                 self.world.claims.pop(cmd.ref.server_id, None)
                 row.host = None
-        elif row.task_state is not TaskState.DELETING:
+        elif row.task_state is not TaskState.DELETING or cmd.ref.lifecycle == "delete":
             row.task_state = None
             row.vm_state, row.fault = lifecycle.failure or row.vm_state, cmd.error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
@@ -22,7 +25,14 @@ class DeleteServer:
 
     @workflow.run
     async def run(self, ref: Ref) -> str:
-        """Returns the outcome. A host that does not answer is cleaned when it reports again."""
+        """Returns the outcome. Not to be cancelled: half a delete is nobody's wish."""
+        work = asyncio.ensure_future(self._story(ref))
+        while True:
+            with suppress(asyncio.CancelledError):
+                return await asyncio.shield(work)
+
+    async def _story(self, ref: Ref) -> str:
+        """A host that does not answer is cleaned when it reports again."""
         host: str | None = None
         try:
             located = await do(ControlActivities.begin_operation, Begin(ref))

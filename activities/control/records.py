@@ -110,7 +110,7 @@ def _failed(session: Session, server: Server, operation: Operation, cmd: Finish)
     message = cmd.error or "Unknown failure"
     state = OperationState.CANCELLED if cmd.cancelled else OperationState.FAILED
     end_operation(session, operation, state, message)
-    if server.task_state == TaskState.DELETING:
+    if server.task_state == TaskState.DELETING and operation.lifecycle != "delete":
         return  # delete has taken over; it writes the rest
     server.task_state = None
     failure = LIFECYCLES[operation.lifecycle].failure
