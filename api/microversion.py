@@ -71,6 +71,10 @@ def span(since: str = "2.1", until: str = str(MAX)) -> Span:
     return Span(Version.parse(since), Version.parse(until))
 
 
+ALWAYS = Span()
+"""Every version."""
+
+
 class _Required:
     """Marks a field that must be sent while it exists, though the class lets it be absent."""
 

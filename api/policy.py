@@ -6,7 +6,7 @@ rule here only asks for a role. ``admin`` implies ``manager`` implies ``member``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from domain.errors import Forbidden
@@ -17,6 +17,11 @@ _IMPLIED = {
     "member": {"member", "reader"},
     "reader": {"reader"},
 }
+
+
+def implied(roles: Iterable[str]) -> frozenset[str]:
+    """These roles with those they imply."""
+    return frozenset().union(*(_IMPLIED.get(r, {r}) for r in roles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,13 @@ class Caller:
     system: bool = False
     domain_id: str = ""
     """Set when the token is scoped to a domain."""
+    restricted: bool = False
+    """The token came from an application credential that may not make others."""
 
     @property
     def effective_roles(self) -> frozenset[str]:
         """Granted roles with those they imply."""
-        return frozenset().union(*(_IMPLIED.get(r, {r}) for r in self.roles))
+        return implied(self.roles)
 
     @property
     def is_admin(self) -> bool:
@@ -63,6 +70,10 @@ def _role(name: str) -> Rule:
     return scoped
 
 
+def _system_reader(caller: Caller) -> bool:
+    return caller.system and "reader" in caller.effective_roles
+
+
 ANYONE: Rule = _anyone
 """Any valid token, unscoped ones included."""
 READER: Rule = _role("reader")
@@ -72,6 +83,7 @@ ADMIN: Rule = _role("admin")
 RULES: dict[str, Rule] = {
     # --- identity
     "identity:admin": ADMIN,
+    "identity:read": lambda caller: ADMIN(caller) or _system_reader(caller),
     "identity:self": ANYONE,
     # --- image
     "images:read": READER,
@@ -107,6 +119,17 @@ RULES: dict[str, Rule] = {
     "servers:addresses": READER,
     "servers:security_groups": READER,
     "servers:interfaces": READER,
+    "servers:action": MEMBER,
+    "servers:security_groups:write": MEMBER,
+    "servers:interfaces:write": MEMBER,
+    "servers:password": READER,
+    "servers:password:clear": MEMBER,
+    "servers:diagnostics": ADMIN,
+    "servers:topology": READER,
+    "servers:volumes": READER,
+    "servers:volumes:write": MEMBER,
+    "servers:migrations": ADMIN,
+    "servers:remote_consoles": MEMBER,
     "servers:instance_actions": READER,
     "servers:instance_actions:events": ADMIN,
     "servers:extended_attributes": ADMIN,

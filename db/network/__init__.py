@@ -13,6 +13,8 @@ from db.network.server_ports import (
     allocate_server_ports,
     bind_server_ports,
     hosts_to_refresh,
+    join_group,
+    leave_group,
     release_server_ports,
     unbind_server_ports,
 )
@@ -49,6 +51,8 @@ __all__ = [
     "get_network",
     "hosts_to_refresh",
     "hosts_using_group",
+    "join_group",
+    "leave_group",
     "nic_specs",
     "release_server_ports",
     "server_addresses",

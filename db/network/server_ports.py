@@ -13,6 +13,7 @@ from db.network.ports import (
     add_port,
     fixed_ips_of,
     groups_of,
+    set_groups,
 )
 from db.network.quotas import check_network_quota
 from db.network.security_groups import ensure_default_group, hosts_using_group
@@ -210,3 +211,34 @@ def hosts_to_refresh(session: Session, server_id: str) -> set[str]:
     ids = list(session.exec(select(Port.id).where(col(Port.device_id) == server_id)))
     groups = {group for members in groups_of(session, ids).values() for group in members}
     return hosts_using_group(session, groups)
+
+
+def join_group(session: Session, server_id: str, project_id: str, ref: str) -> None:
+    """Put every card of the server into the project's security group with this id or name. NotFound
+    when there is none, Conflict when several have the name."""
+    group = _find_group(session, project_id, ref)
+    ports = ports_of(session, server_id)
+    now_in = groups_of(session, [port.id for port in ports])
+    for port in ports:
+        set_groups(session, port, {*now_in[port.id], group})
+        touch(port)
+
+
+def leave_group(session: Session, server_id: str, project_id: str, ref: str) -> None:
+    """Take every card of the server out of the group. NotFound when none is in it."""
+    group = _find_group(session, project_id, ref)
+    ports = ports_of(session, server_id)
+    now_in = groups_of(session, [port.id for port in ports])
+    members = [port for port in ports if group in now_in[port.id]]
+    if not members:
+        raise NotFound(f"Security group {ref:.255} not associated with the instance {server_id}")
+    for port in members:
+        set_groups(session, port, set(now_in[port.id]) - {group})
+        touch(port)
+
+
+def _find_group(session: Session, project_id: str, ref: str) -> str:
+    try:
+        return _resolve_groups(session, project_id, [ref])[0]
+    except BadRequest as missing:
+        raise NotFound(missing.message) from None
