@@ -1,0 +1,102 @@
+"""Migrations on both databases: up, nothing left to do, down, two programs at once, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import create_engine, inspect, text
+
+from db import schema, tables
+from db.session import open_engine
+from tests.postgres import Postgres
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without any table."""
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.fresh(empty=True)
+    return f"sqlite:///{tmp_path}/empty 100%.db"
+
+
+def tables_in(url: str) -> set[str]:
+    engine = open_engine(url)
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def test_an_upgraded_database_is_what_the_tables_say(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    engine = open_engine(empty_url)
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, tables.metadata) == []
+    finally:
+        engine.dispose()
+    assert tables_in(empty_url) == set(tables.metadata.tables) | {"alembic_version"}
+
+
+def test_upgrading_twice_is_upgrading_once(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    schema.upgrade(empty_url)
+    assert schema.is_compatible(empty_url)
+
+
+def test_two_programs_may_upgrade_at_once(empty_url: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        processes = [pool.submit(_upgrade_in_a_process, empty_url) for _ in range(2)]
+        assert [p.result() for p in processes] == [0, 0]
+    assert schema.is_compatible(empty_url)
+
+
+def _upgrade_in_a_process(url: str) -> int:
+    # alembic's context is one per process
+    program = "import sys; from db import schema; schema.upgrade(sys.argv[1])"
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run([sys.executable, "-c", program, url], cwd=root, check=False).returncode
+
+
+def test_downgrading_leaves_no_table_behind(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    schema.downgrade(empty_url, "base")
+    assert tables_in(empty_url) <= {"alembic_version"}
+    assert schema.current(empty_url) is None
+    schema.upgrade(empty_url)
+    assert schema.is_compatible(empty_url)
+
+
+def test_an_empty_database_is_not_compatible(empty_url: str) -> None:
+    assert schema.current(empty_url) is None
+    assert not schema.is_compatible(empty_url)
+
+
+def test_a_database_of_a_newer_program_is_refused(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    engine = create_engine(empty_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    assert not schema.is_compatible(empty_url)
+    with pytest.raises(CommandError):
+        schema.upgrade(empty_url)
+
+
+def test_a_failed_upgrade_changes_nothing(empty_url: str) -> None:
+    engine = create_engine(empty_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE server (id VARCHAR(1))"))  # in the way
+    engine.dispose()
+    with pytest.raises(Exception, match="server"):
+        schema.upgrade(empty_url)
+    assert tables_in(empty_url) == {"server"}
