@@ -22,7 +22,7 @@ from oslo_utils.imageutils import format_inspector
 
 from domain.errors import GuestFailure, GuestRefused
 from domain.guest import ImageRef
-from virt.driver import Progress, Supplies
+from virt.driver import Progress, Supplies, without_paths
 from virt.ledger import write_atomic
 
 GIB = 1024**3
@@ -313,7 +313,7 @@ def _run(*command: str) -> None:
     try:
         subprocess.run([*_TOOL_LIMITS, *command], check=True, capture_output=True, timeout=120)
     except subprocess.CalledProcessError as error:
-        detail = error.stderr.decode(errors="replace").strip()
+        detail = without_paths(error.stderr.decode(errors="replace").strip())
         raise GuestFailure(f"{command[0]} failed: {detail}") from error
     except subprocess.TimeoutExpired as error:
         raise GuestFailure(f"{command[0]} did not end in time") from error

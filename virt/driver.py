@@ -3,12 +3,14 @@
 A driver object stands for exactly one hypervisor. Its methods are plain blocking calls, safe to call
 from several threads for *different* servers; the host worker runs them in a bounded pool and never
 calls two of them for one server at once. Errors: ``domain.errors.GuestFailure`` when trying again may
-help, ``GuestRefused`` when it never will, ``Fenced`` for a stale command, ``NotFound`` for a guest
-that is not on this host (only where a method says so).
+help, ``GuestRefused`` when it never will (a guest that does not run cannot be paused), ``Fenced`` for a
+stale command, ``NotFound`` for a guest that is not on this host — except that ``destroy`` and
+``apply_nics`` of such a guest succeed and ``power_state`` says ``NOSTATE``.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,13 @@ from dataclasses import dataclass, field
 
 from domain.guest import Fence, GuestReport, GuestSpec, Inventory, NicSpec
 from domain.states import PowerState
+
+_HOST_PATH = re.compile(r"(?<![\w:/])(?:/[\w.+@%-]+){2,}/?")
+
+
+def without_paths(text: str) -> str:
+    """A hypervisor's message as a user may read it: paths of the host are left out."""
+    return _HOST_PATH.sub("<path>", text)
 
 
 class Cancelled(Exception):

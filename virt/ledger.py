@@ -123,6 +123,11 @@ class Ledger:
         """Fenced when a spawn that was let in has been overtaken since."""
         _refuse_stale(server_id, self.entry(server_id), fence)
 
+    def is_buried(self, server_id: str) -> bool:
+        """Whether the newest guest of this server was destroyed."""
+        entry = self.entry(server_id)
+        return entry.buried is not None and (entry.accepted or 0) <= entry.buried
+
     def bury(self, server_id: str, fence: Fence) -> bool:
         """Leave a tombstone. False when a guest of a later epoch lives here and must be left alone."""
         with self._exclusive():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from domain.guest import Fence, GuestSpec, ImageRef, NicSpec, SubnetSpec
 from domain.ids import new_id
+from virt.disks import ImageCache
 from virt.driver import Driver, Progress, Supplies
 
 BOOT_TIMEOUT_S = 150.0
@@ -111,6 +112,7 @@ class Subject:
     can: frozenset[str] = frozenset()
     """``console``, ``boot`` (code runs inside), ``durable`` (guests outlive the driver object),
     ``nics``, ``announces`` (changes are told)."""
+    cache_of: Callable[[Driver], ImageCache] | None = None
     driver: Driver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,4 +141,6 @@ class Subject:
     def clean(self) -> None:
         for server_id in self.made:
             self.driver.destroy(server_id, Fence(2**40, "clean"))
+        if self.cache_of is not None:  # its files are immutable: only it can remove them
+            self.cache_of(self.driver).forget_unused(0, set)
         self.driver.close()
