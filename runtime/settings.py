@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """Signs tokens, seals secrets, and yields each host's key. At least 32 characters. Control side only."""
     host_key: SecretStr = SecretStr("")
     """Host side only: ``runtime.sealing.host_key`` of this host (``duranova host-key --name H`` prints it)."""
+    host_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Host side, several hosts in one process (fake driver): name → key."""
     token_ttl_s: int = 3600
 
     # the cloud
@@ -83,6 +85,9 @@ class Settings(BaseSettings):
     """Per user."""
     quota_server_groups: int = 10
     quota_server_group_members: int = 10
+    quota_images: int = 1000
+    quota_image_size: int = 1024**2
+    """MiB of all images of a project together."""
 
     # telemetry
     otlp_endpoint: str | None = None
@@ -101,6 +106,11 @@ class Settings(BaseSettings):
             "server_groups": self.quota_server_groups,
             "server_group_members": self.quota_server_group_members,
         }
+
+    @property
+    def image_quota_defaults(self) -> dict[str, int]:
+        """Image resource (Glance's name) → limit of a project that has no limit of its own."""
+        return {"image_count_total": self.quota_images, "image_size_total": self.quota_image_size}
 
     @property
     def image_dir(self) -> Path:

@@ -1,1 +1,117 @@
-"""Being written."""
+"""The host worker: one hypervisor's activities on its own queue, and its reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.host.control_plane import ControlPlane
+from activities.host.guests import PARALLEL_BOOTS, Guests
+from activities.host.reporter import Reporter
+from domain.ids import host_queue
+from runtime.sealing import Sealer
+from runtime.settings import Settings
+from virt.driver import Driver
+from virt.fake import FakeDriver
+from virt.libvirt.driver import LibvirtDriver, LibvirtHost
+from virt.nics import HostNetwork
+from workers.interceptors import DomainErrors
+from workers.registry import implemented
+from workflows.contract import HostActivities
+
+_log = structlog.get_logger(__name__)
+_THREADS = PARALLEL_BOOTS * 2 + 2
+"""Blocking driver calls at once: boots, and as many short calls beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """How one host is run."""
+
+    name: str
+    driver: str
+    """``libvirt`` or ``fake``."""
+    state_dir: Path
+    key: str
+    """The host's key (``runtime.sealing.host_key``)."""
+    libvirt_uri: str = "qemu:///system"
+    domain_type: str = "qemu"
+    qemu_log_dir: Path = Path("/var/log/libvirt/qemu")
+    zone: str | None = None
+
+
+def open_driver(plan: HostPlan, settings: Settings, control: ControlPlane) -> Driver:
+    """The driver of a host, connected."""
+    driver: Driver
+    if plan.driver == "fake":
+        driver = FakeDriver(plan.name, directory=plan.state_dir, supplies=control)
+    else:
+        network = HostNetwork(plan.state_dir / "network", plan.name, control.answer)
+        host = LibvirtHost(
+            name=plan.name,
+            uri=plan.libvirt_uri,
+            state_dir=plan.state_dir,
+            domain_type=plan.domain_type,
+            console_max_bytes=settings.console_log_max_bytes,
+            qemu_log_dir=plan.qemu_log_dir,
+        )
+        driver = LibvirtDriver(host, control, network)
+    driver.open()
+    return driver
+
+
+@asynccontextmanager
+async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[None]:
+    """Run one host inside the block: activities are taken once the first report was."""
+    control = ControlPlane(settings.control_url, plan.name, plan.key)
+    driver = await asyncio.to_thread(open_driver, plan, settings, control)
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=plan.name)
+    reporter = Reporter(driver, control, plan.zone)
+    reports = asyncio.create_task(reporter.run())
+    worker = Worker(
+        client,
+        task_queue=host_queue(plan.name),
+        activities=implemented(Guests(driver, pool, Sealer(plan.key)), HostActivities),
+        interceptors=[DomainErrors()],
+        # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
+        max_heartbeat_throttle_interval=timedelta(seconds=2),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        graceful_shutdown_timeout=timedelta(seconds=20),
+        max_concurrent_activities=200,
+    )
+    try:
+        await reporter.reported.wait()
+        async with worker:
+            _log.info("host runs", host=plan.name)
+            yield
+    finally:
+        reports.cancel()
+        with suppress(asyncio.CancelledError):
+            await reports
+        pool.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(driver.close)
+        control.close()
+
+
+async def run_hosts(
+    client: Client,
+    plans: list[HostPlan],
+    settings: Settings,
+    ready: Callable[[], None],
+    stop: asyncio.Event,
+) -> None:
+    """Run these hosts in this process until ``stop``; many only with the fake driver."""
+    async with AsyncExitStack() as stack:
+        starts = [stack.enter_async_context(host_worker(client, p, settings)) for p in plans]
+        await asyncio.gather(*starts)
+        ready()
+        await stop.wait()

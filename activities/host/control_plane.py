@@ -1,0 +1,93 @@
+"""What a host asks of the control plane, over HTTP, proven by its own key: it holds no other credential."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+
+import httpx
+from pydantic import TypeAdapter
+
+from domain.errors import GuestFailure, Unavailable
+from domain.guest import GuestReport, Inventory
+from runtime.hosttoken import host_token
+from virt.driver import Supplies
+
+_CHUNK = 1024 * 1024
+_FILES = TypeAdapter(dict[str, bytes])
+_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+class ControlPlane(Supplies):
+    """A blocking client for one host; may be used from several threads."""
+
+    def __init__(self, control_url: str, host: str, key: str) -> None:
+        self._host = host
+        self._key = key
+        self._client = httpx.Client(
+            base_url=f"{control_url.rstrip('/')}/internal/v1/hosts/{host}", timeout=_TIMEOUT
+        )
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def image(self, image_id: str) -> Iterator[bytes]:
+        try:
+            with self._client.stream(
+                "GET", f"/images/{image_id}", headers=self._proof()
+            ) as response:
+                if response.status_code != 200:
+                    raise GuestFailure(f"image {image_id}: HTTP {response.status_code}")
+                yield from response.iter_bytes(_CHUNK)
+        except httpx.TransportError as error:
+            raise GuestFailure(f"image {image_id}: {error}") from error
+
+    def config_drive(self, server_id: str) -> dict[str, bytes]:
+        status, body = self._get(f"/servers/{server_id}/config-drive")
+        if status != 200:
+            raise GuestFailure(f"config drive of {server_id}: HTTP {status}")
+        return _FILES.validate_json(body)
+
+    def answer(
+        self, server_id: str, method: str, path: str, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """What the metadata service says to this server (see ``virt.net.metadata.Answer``)."""
+        if method not in ("GET", "HEAD"):
+            return 405, {}, b""
+        try:
+            response = self._client.get(
+                f"/servers/{server_id}/metadata/{path.lstrip('/')}", headers=self._proof()
+            )
+        except httpx.TransportError:
+            return 503, {"Retry-After": "5"}, b""
+        kind = response.headers.get("content-type", "text/plain")
+        return response.status_code, {"Content-Type": kind}, response.content
+
+    def report(
+        self, epoch: str, zone: str | None, inventory: Inventory, guests: list[GuestReport]
+    ) -> float:
+        """Tell what this host has and runs; returns the seconds until the next report is wanted."""
+        body = {
+            "epoch": epoch,
+            "availability_zone": zone,
+            "inventory": asdict(inventory),
+            "guests": [asdict(g) for g in guests],
+        }
+        try:
+            response = self._client.post("/report", json=body, headers=self._proof())
+        except httpx.TransportError as error:
+            raise Unavailable(f"control plane: {error}") from error
+        if response.status_code != 200:
+            raise Unavailable(f"control plane: HTTP {response.status_code} {response.text[:200]}")
+        return float(response.json()["interval_s"])
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        try:
+            response = self._client.get(path, headers=self._proof())
+        except httpx.TransportError as error:
+            raise GuestFailure(f"control plane: {error}") from error
+        return response.status_code, response.content
+
+    def _proof(self) -> dict[str, str]:
+        return {"X-Host-Token": host_token(self._key, self._host)}

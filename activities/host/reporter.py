@@ -1,0 +1,58 @@
+"""Reports: what the host has and runs, every few seconds and at once after a guest changed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from activities.host.control_plane import ControlPlane
+from domain.errors import DuranovaError
+from domain.ids import new_id
+from virt.driver import Driver
+
+_log = structlog.get_logger(__name__)
+_SOON_S = 1.0
+"""After a failed report, and between the two that confirm a change."""
+
+
+class Reporter:
+    """Keeps the control plane informed; never stops because a report failed."""
+
+    def __init__(self, driver: Driver, control: ControlPlane, zone: str | None) -> None:
+        self._driver = driver
+        self._control = control
+        self._zone = zone
+        self._epoch = new_id()
+        self._changed = asyncio.Event()
+        self.reported = asyncio.Event()
+        """Set after the first report that was taken."""
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            loop.call_soon_threadsafe(self._changed.set)
+
+        self._driver.on_change(changed)
+        while True:
+            self._changed.clear()
+            wait_s = await asyncio.to_thread(self._report)
+            if wait_s is not None:
+                self.reported.set()
+            try:
+                # Not faster than once a second, however lively the guests are.
+                await asyncio.sleep(_SOON_S)
+                async with asyncio.timeout(max(0.0, (wait_s or 0.0) - _SOON_S)):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _report(self) -> float | None:
+        try:
+            inventory, guests = self._driver.inventory(), self._driver.guests()
+            return self._control.report(self._epoch, self._zone, inventory, guests)
+        except DuranovaError as error:
+            _log.warning("report failed", error=error.message)
+            return None
