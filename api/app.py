@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -50,6 +50,23 @@ class RequestId:
             await self.app(scope, receive, stamp)
 
 
+class Slashes:
+    """ASGI layer: the root of a service answers with and without a slash at its end, and the identity
+    service at every path; a redirect would lose the body of some clients' requests."""
+
+    def __init__(self, app: ASGIApp, roots: Iterable[str]) -> None:
+        self.app = app
+        self._roots = frozenset(roots)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path in self._roots:
+            scope = {**scope, "path": f"{path}/"}
+        elif path.startswith("/identity/v3") and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/")}
+        await self.app(scope, receive, send)
+
+
 def build_app(cloud: Cloud) -> ASGIApp:
     """The whole API on one port, by path."""
     root = FastAPI(title="Duranova", docs_url=None, redoc_url=None)
@@ -58,7 +75,7 @@ def build_app(cloud: Cloud) -> ASGIApp:
         "/compute": Microversion(
             service("Compute", "2.1", compute_routers, errors.compute_fault, cloud)
         ),
-        "/identity": service("Identity", "3", [identity.router], errors.identity_fault, cloud),
+        "/identity": service("Identity", "3", identity.routers, errors.identity_fault, cloud),
         "/image": service("Image", "2", [image.router], errors.image_fault, cloud),
         "/network": service("Network", "2.0", [network.router], errors.network_fault, cloud),
         "/operations": service("Operations", "1", [operations.router], errors.plain_fault, cloud),
@@ -68,4 +85,4 @@ def build_app(cloud: Cloud) -> ASGIApp:
     }
     for path, app in services.items():
         root.mount(path, app)
-    return RequestId(root)
+    return RequestId(Slashes(root, services))

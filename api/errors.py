@@ -52,6 +52,8 @@ _TITLES = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+_SECRET = {"adminPass", "original_password", "password", "secret"}
+"""Fields whose values no answer repeats."""
 _NEUTRON_TYPES = {
     400: "BadRequest",
     401: "HTTPUnauthorized",
@@ -102,6 +104,7 @@ def install(app: FastAPI, fault: Formatter) -> None:
         headers = {"Retry-After": "5"} if status == 503 else {}
         if status == 401:
             headers["WWW-Authenticate"] = "Keystone uri='/identity/v3'"
+        message = message.encode(errors="replace").decode()  # it may quote what came
         return JSONResponse(fault(status, message, name), status, headers)
 
     @app.exception_handler(DuranovaError)
@@ -112,6 +115,11 @@ def install(app: FastAPI, fault: Formatter) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_request: Request, exc: RequestValidationError) -> Response:
         return answer(400, explain(exc.errors()))
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def _surrogate(_request: Request, _exc: UnicodeEncodeError) -> Response:
+        # JSON can spell half a character ("\\ud800"), which no database and no answer can hold.
+        return answer(400, "Malformed request: the text holds half of a surrogate pair.")
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, exc: HTTPException) -> Response:
@@ -143,7 +151,6 @@ def explain(errors: Any) -> str:
         return "Malformed request body"
     where = f"Invalid input for field/attribute {path[-1]}. " if path else ""
     value = first.get("input")
-    shown = (
-        f"Value: {value!s:.80}. " if where and isinstance(value, str | int | float | None) else ""
-    )
+    showable = isinstance(value, str | int | float | None) and path and path[-1] not in _SECRET
+    shown = f"Value: {value!s:.80}. " if showable else ""
     return f"{where}{shown}{first['msg']}"

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
-from sqlalchemy import UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlalchemy import UniqueConstraint, delete, or_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
+from sqlmodel import Field, Session, SQLModel, col, select
 
-from db.columns import id_column, instant, json_column, stamped
+from db.columns import instant, json_column, stamped
+from db.session import now
+from domain.errors import Conflict, NotFound
 
 DEFAULT_DOMAIN = "default"
+SYSTEM = "all"
+"""The ``target_id`` of grants on the system."""
+
+
+def id_column() -> Any:
+    """Primary key: a fresh UUID as 32 hexadecimal digits, Keystone's spelling."""
+    return Field(default_factory=lambda: uuid4().hex, primary_key=True, max_length=36)
 
 
 class Domain(SQLModel, table=True):
@@ -21,6 +34,11 @@ class Domain(SQLModel, table=True):
     name: str = Field(max_length=64, unique=True)
     description: str = ""
     enabled: bool = True
+    tags: list[str] = json_column(list)
+    options: dict[str, Any] = json_column()
+    """Keystone's resource options, such as ``immutable``."""
+    extra: dict[str, Any] = json_column()
+    """Attributes the API does not know; kept and shown as they came."""
 
 
 class Project(SQLModel, table=True):
@@ -35,6 +53,10 @@ class Project(SQLModel, table=True):
     enabled: bool = True
     parent_id: str | None = Field(default=None, max_length=36)
     tags: list[str] = json_column(list)
+    options: dict[str, Any] = json_column()
+    """Keystone's resource options, such as ``immutable``."""
+    extra: dict[str, Any] = json_column()
+    """Attributes the API does not know; kept and shown as they came."""
     created_at: datetime = stamped()
 
 
@@ -53,7 +75,11 @@ class User(SQLModel, table=True):
     description: str = ""
     default_project_id: str | None = Field(default=None, max_length=36)
     tokens_valid_after: datetime | None = instant()
-    """Tokens issued before this are revoked (password change, disable)."""
+    """Tokens issued before this are revoked (password change, disable, a role taken away)."""
+    options: dict[str, Any] = json_column()
+    """Keystone's resource options, such as ``immutable``."""
+    extra: dict[str, Any] = json_column()
+    """Attributes the API does not know; kept and shown as they came."""
     created_at: datetime = stamped()
 
 
@@ -64,6 +90,10 @@ class Role(SQLModel, table=True):
     id: str = id_column()
     name: str = Field(max_length=255, unique=True)
     description: str = ""
+    options: dict[str, Any] = json_column()
+    """Keystone's resource options, such as ``immutable``."""
+    extra: dict[str, Any] = json_column()
+    """Attributes the API does not know; kept and shown as they came."""
 
 
 class Grant(SQLModel, table=True):
@@ -104,3 +134,281 @@ class RevokedToken(SQLModel, table=True):
     __tablename__ = "identity_revoked_token"
     jti: str = Field(primary_key=True, max_length=36)
     expires_at: datetime = stamped()
+
+
+Named = Domain | Project | User | Role
+AnyNamed = TypeVar("AnyNamed", Domain, Project, User, Role)
+AnyRow = TypeVar("AnyRow", Domain, Project, User, Role, Grant, ApplicationCredential)
+
+
+def get(session: Session, kind: type[AnyNamed], id: str) -> AnyNamed:
+    """The domain, project, user or role with this id; NotFound in Keystone's words."""
+    row = session.get(kind, id)
+    if row is None:
+        raise NotFound(f"Could not find {kind.__name__.lower()}: {id}.")
+    return row
+
+
+def find(
+    session: Session, kind: type[AnyNamed], name: str, domain_id: str | None = None
+) -> AnyNamed | None:
+    """The row of this name, or None; projects and users are looked up in ``domain_id``."""
+    statement = select(kind).where(kind.name == name)
+    if issubclass(kind, Project | User):
+        statement = statement.where(kind.domain_id == domain_id)
+    return session.exec(statement).first()
+
+
+def search(session: Session, kind: type[AnyNamed], **equal: Any) -> list[AnyNamed]:
+    """Rows by name whose columns equal the values given; None does not filter."""
+    statement = select(kind).order_by(col(kind.name), col(kind.id))
+    for column, value in equal.items():
+        if value is not None:
+            statement = statement.where(getattr(kind, column) == value)
+    return list(session.exec(statement))
+
+
+def store(session: Session, row: AnyRow) -> AnyRow:
+    """Write a new or changed row now; Conflict in Keystone's words when its name is taken."""
+    kind = type(row).__name__.lower()
+    name = getattr(row, "name", "")
+    session.add(row)
+    try:
+        session.flush()
+    except IntegrityError:
+        session.rollback()
+        raise Conflict(
+            f"Conflict occurred attempting to store {kind} - it is not permitted to have two of "
+            f"that name in the same place: {name}."
+        ) from None
+    return row
+
+
+# --- deleting
+
+
+def delete_user(session: Session, user: User) -> None:
+    """A user with their grants and application credentials; their tokens end with the row."""
+    session.execute(delete(Grant).where(col(Grant.user_id) == user.id))
+    session.execute(
+        delete(ApplicationCredential).where(col(ApplicationCredential.user_id) == user.id)
+    )
+    session.flush()
+    session.delete(user)
+    session.flush()
+
+
+def delete_project(session: Session, project: Project) -> None:
+    """A project with the grants on it and the application credentials for it."""
+    _delete_grants_on(session, "project", project.id)
+    session.execute(
+        delete(ApplicationCredential).where(col(ApplicationCredential.project_id) == project.id)
+    )
+    for user in session.exec(select(User).where(User.default_project_id == project.id)):
+        user.default_project_id = None
+    session.flush()
+    session.delete(project)
+    session.flush()
+
+
+def delete_domain(session: Session, domain: Domain) -> None:
+    """A domain with its users and projects."""
+    for user in session.exec(select(User).where(User.domain_id == domain.id)).all():
+        delete_user(session, user)
+    for project in session.exec(select(Project).where(Project.domain_id == domain.id)).all():
+        delete_project(session, project)
+    _delete_grants_on(session, "domain", domain.id)
+    session.delete(domain)
+    session.flush()
+
+
+def delete_role(session: Session, role: Role) -> None:
+    """A role and its grants; whoever held it must log in again."""
+    for grant in session.exec(select(Grant).where(Grant.role_id == role.id)).all():
+        remove_grant(session, grant)
+    session.delete(role)
+    session.flush()
+
+
+def _delete_grants_on(session: Session, kind: str, target_id: str) -> None:
+    session.execute(
+        delete(Grant).where(col(Grant.target_kind) == kind, col(Grant.target_id) == target_id)
+    )
+
+
+# --- grants
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a role is granted on."""
+
+    kind: str
+    """``project``, ``domain`` or ``system``."""
+    id: str
+
+
+def find_grant(session: Session, user_id: str, target: Target, role_id: str) -> Grant | None:
+    """This very grant, or None."""
+    return session.exec(
+        select(Grant).where(
+            Grant.user_id == user_id,
+            Grant.role_id == role_id,
+            Grant.target_kind == target.kind,
+            Grant.target_id == target.id,
+        )
+    ).first()
+
+
+def add_grant(session: Session, user_id: str, target: Target, role_id: str) -> None:
+    """Grant the role; nothing happens when it is granted already."""
+    if find_grant(session, user_id, target, role_id) is None:
+        grant = Grant(
+            user_id=user_id, role_id=role_id, target_kind=target.kind, target_id=target.id
+        )
+        store(session, grant)
+
+
+def remove_grant(session: Session, grant: Grant) -> None:
+    """Take a role away, and with it every token the user has: a token carries its roles."""
+    revoke_user_tokens(get(session, User, grant.user_id))
+    session.delete(grant)
+    session.flush()
+
+
+def search_grants(session: Session, **equal: str | None) -> list[Grant]:
+    """Grants whose columns equal the values given; None does not filter."""
+    statement = select(Grant).order_by(
+        col(Grant.user_id), col(Grant.target_kind), col(Grant.target_id), col(Grant.role_id)
+    )
+    for column, value in equal.items():
+        if value is not None:
+            statement = statement.where(getattr(Grant, column) == value)
+    return list(session.exec(statement))
+
+
+def granted_roles(session: Session, user_id: str, target: Target) -> list[Role]:
+    """The user's roles on this target, by name, without those they imply."""
+    statement = (
+        select(Role)
+        .join(Grant, col(Grant.role_id) == col(Role.id))
+        .where(
+            Grant.user_id == user_id,
+            Grant.target_kind == target.kind,
+            Grant.target_id == target.id,
+        )
+        .order_by(col(Role.name))
+    )
+    return list(session.exec(statement))
+
+
+def roles_named(session: Session, names: set[str]) -> list[Role]:
+    """The roles of these names, by name."""
+    return list(
+        session.exec(select(Role).where(col(Role.name).in_(names)).order_by(col(Role.name)))
+    )
+
+
+def projects_of(session: Session, user_id: str) -> list[Project]:
+    """The projects on which the user has any role, by name."""
+    granted = select(Grant.target_id).where(
+        Grant.user_id == user_id, Grant.target_kind == "project"
+    )
+    statement = select(Project).where(col(Project.id).in_(granted))
+    return list(session.exec(statement.order_by(col(Project.name), col(Project.id))))
+
+
+def domains_of(session: Session, user_id: str) -> list[Domain]:
+    """The domains on which the user has any role, by name."""
+    granted = select(Grant.target_id).where(Grant.user_id == user_id, Grant.target_kind == "domain")
+    return list(
+        session.exec(select(Domain).where(col(Domain.id).in_(granted)).order_by(col(Domain.name)))
+    )
+
+
+# --- application credentials
+
+
+def find_application_credential(
+    session: Session, user_id: str, name: str
+) -> ApplicationCredential | None:
+    """A user's application credential by name, or None."""
+    return session.exec(
+        select(ApplicationCredential).where(
+            ApplicationCredential.user_id == user_id, ApplicationCredential.name == name
+        )
+    ).first()
+
+
+def list_application_credentials(
+    session: Session, user_id: str, name: str | None = None
+) -> list[ApplicationCredential]:
+    """A user's application credentials, by name."""
+    statement = select(ApplicationCredential).where(ApplicationCredential.user_id == user_id)
+    if name is not None:
+        statement = statement.where(ApplicationCredential.name == name)
+    return list(session.exec(statement.order_by(col(ApplicationCredential.name))))
+
+
+# --- tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What a signed token claims, as far as the record can contradict it."""
+
+    token_id: str
+    issued_at: datetime
+    user_id: str
+    project_id: str = ""
+    domain_id: str = ""
+    application_credential_id: str = ""
+
+
+def still_stands(session: Session, bearer: Bearer) -> bool:
+    """Whether nothing the token rests on was revoked, disabled or deleted since; one statement."""
+    home = aliased(Domain)
+    revoked = select(RevokedToken.jti).where(RevokedToken.jti == bearer.token_id).exists()
+    statement = (
+        select(User.id)
+        .join(home, col(home.id) == col(User.domain_id))
+        .where(
+            User.id == bearer.user_id,
+            col(User.enabled),
+            home.enabled,
+            or_(
+                col(User.tokens_valid_after).is_(None),
+                col(User.tokens_valid_after) < bearer.issued_at,
+            ),
+            ~revoked,
+        )
+    )
+    if bearer.project_id:
+        place = aliased(Domain)
+        project = select(Project.id).join(place, col(place.id) == col(Project.domain_id))
+        enabled = project.where(
+            Project.id == bearer.project_id, col(Project.enabled), place.enabled
+        )
+        statement = statement.where(enabled.exists())
+    if bearer.domain_id:
+        domain = select(Domain.id).where(Domain.id == bearer.domain_id, col(Domain.enabled))
+        statement = statement.where(domain.exists())
+    if bearer.application_credential_id:
+        credential = select(ApplicationCredential.id).where(
+            ApplicationCredential.id == bearer.application_credential_id
+        )
+        statement = statement.where(credential.exists())
+    return session.exec(statement).first() is not None
+
+
+def revoke_token(session: Session, token_id: str, expires_at: datetime) -> None:
+    """Take one token back; forgets those that have expired anyway."""
+    session.execute(delete(RevokedToken).where(col(RevokedToken.expires_at) < now()))
+    if session.get(RevokedToken, token_id) is None:
+        session.add(RevokedToken(jti=token_id, expires_at=expires_at))
+        session.flush()
+
+
+def revoke_user_tokens(user: User) -> None:
+    """Take back every token the user has now."""
+    user.tokens_valid_after = now()
