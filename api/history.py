@@ -251,3 +251,8 @@ def takes_qualified_hostnames() -> bool:
 def shows_events_to_all() -> bool:
     """Whether everybody, not only an administrator, sees the events of an instance action."""
     return _from("2.51")
+
+
+def pages_instance_actions() -> bool:
+    """Whether instance actions are listed in pages."""
+    return _from("2.58")

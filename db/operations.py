@@ -8,7 +8,9 @@ from typing import Any
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
+from db.paging import keyset
 from db.session import now
+from domain.errors import BadRequest
 from domain.states import LIVE_OPERATION_STATES, OperationState
 
 
@@ -154,3 +156,44 @@ def end_operation(
     operation.finished_at = operation.updated_at = now()
     session.add(operation)
     close_events(session, operation.id, error)
+
+
+def list_operations(
+    session: Session,
+    server_id: str,
+    *,
+    limit: int,
+    marker: str | None = None,
+    changed_since: datetime | None = None,
+    changed_before: datetime | None = None,
+) -> list[Operation]:
+    """A page of a server's operations, newest first, behind the one whose request id is ``marker``
+    (BadRequest when there is none)."""
+    statement: Any = select(Operation).where(Operation.server_id == server_id)
+    if changed_since is not None:
+        statement = statement.where(col(Operation.updated_at) >= changed_since)
+    if changed_before is not None:
+        statement = statement.where(col(Operation.updated_at) <= changed_before)
+    after = None
+    if marker is not None:
+        last = find_operation(session, server_id, marker)
+        if last is None:
+            raise BadRequest(f"marker [{marker}] not found")
+        after = (last.created_at, last.id)
+    order = [(col(Operation.created_at), True), (col(Operation.id), True)]
+    return list(session.scalars(keyset(statement, order, after, limit)))
+
+
+def find_operation(session: Session, server_id: str, request_id: str) -> Operation | None:
+    """The operation that this request started on this server."""
+    return session.exec(
+        select(Operation).where(
+            Operation.server_id == server_id, Operation.request_id == request_id
+        )
+    ).first()
+
+
+def events_of(session: Session, operation_id: str) -> list[OperationEvent]:
+    """The steps of an operation, oldest first."""
+    query = select(OperationEvent).where(OperationEvent.operation_id == operation_id)
+    return list(session.exec(query.order_by(col(OperationEvent.id))))

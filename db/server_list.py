@@ -163,10 +163,12 @@ def _conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
     if wanted.flavor is not None:
         found.append(col(Server.flavor)["id"].as_string() == wanted.flavor)
     if wanted.node is not None:
-        there = select(Host.name).where(Host.hypervisor_hostname == wanted.node)
-        found.append(col(Server.host).in_(there))
+        hosts = select(Host.name).where(Host.hypervisor_hostname == wanted.node)
+        found.append(col(Server.host).in_(hosts))
     if wanted.zone is not None:
-        waiting = and_(col(Server.host).is_(None), col(Server.availability_zone) == wanted.zone)
+        asked = col(Server.availability_zone)
+        there = or_(asked == wanted.zone, asked.startswith(f"{wanted.zone}:", autoescape=True))
+        waiting = and_(col(Server.host).is_(None), there)
         found.append(or_(col(Server.host).in_(wanted.hosts_in_zone), waiting))
     found += [_has_address(text) for text in wanted.addresses]
     if wanted.changed_since is not None:

@@ -11,7 +11,10 @@ from sqlalchemy import Index, func
 from sqlmodel import Field, Session, SQLModel, col, delete, select
 
 from db.columns import id_column, instant, json_column, stamped
-from domain.errors import NotFound
+from domain.errors import Conflict, NotFound
+from domain.states import VmState
+
+_EDITABLE = (VmState.ACTIVE, VmState.PAUSED, VmState.SUSPENDED, VmState.STOPPED)
 
 
 class Server(SQLModel, table=True):
@@ -135,3 +138,12 @@ def newest_faults(session: Session, server_ids: Collection[str]) -> dict[str, Se
     )
     rows = session.exec(select(ServerFault).where(col(ServerFault.id).in_(newest)))
     return {fault.server_id: fault for fault in rows}
+
+
+def check_editable(server: Server, what: str) -> None:
+    """Raise Conflict, worded as Nova does, unless the server is in a state in which its metadata and
+    tags may change: built, and not in ERROR."""
+    if server.vm_state not in _EDITABLE:
+        raise Conflict(
+            f"Cannot '{what}' instance {server.id} while it is in vm_state {server.vm_state}"
+        )

@@ -10,6 +10,7 @@ from api.compute import (
     hosts,
     instance_actions,
     keypairs,
+    labels,
     quotas,
     server_groups,
     servers,
@@ -20,6 +21,7 @@ routers = (
     servers.router,  # first: matching is linear and these are the hot paths
     actions.router,
     details.router,
+    labels.router,
     instance_actions.router,
     flavors.router,
     keypairs.router,

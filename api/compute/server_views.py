@@ -304,7 +304,7 @@ class ServerReader:
     def _details(self, server: Server, related: _Related) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "availability_zone": self._zone(server, related),
-            "pinned_availability_zone": server.availability_zone,
+            "pinned_availability_zone": _asked_zone(server),
             "config_drive": "True" if server.config_drive else "",
             "key_name": server.key_name,
             "launched_at": micros(server.launched_at),
@@ -330,7 +330,7 @@ class ServerReader:
 
     def _zone(self, server: Server, related: _Related) -> str:
         if not server.host:
-            return server.availability_zone or ""
+            return _asked_zone(server) or ""
         host = related.hosts.get(server.host)
         own = host.availability_zone if host else None
         zone = related.zones.get(server.host) or own
@@ -351,6 +351,11 @@ class ServerReader:
         if fault.details and (self.who.is_admin or fault.code != 500):
             shown["details"] = fault.details
         return Fault.model_validate(shown)
+
+
+def _asked_zone(server: Server) -> str | None:
+    """The zone of ``zone:host:node``, or of the plain form."""
+    return (server.availability_zone or "").partition(":")[0] or None
 
 
 def _groups(server: Server) -> list[str]:

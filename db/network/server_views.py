@@ -188,3 +188,14 @@ def _member_addresses(
     ):
         found[group].update([ip, *(pair["ip_address"] for pair in pairs)])
     return {group: tuple(sorted(ips)) for group, ips in found.items()}
+
+
+def groups_of_server(session: Session, server_id: str) -> list[SecurityGroup]:
+    """The security groups that any of the server's ports is in, by name."""
+    member = (
+        select(PortSecurityGroup.security_group_id)
+        .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
+        .where(Port.device_id == server_id)
+    )
+    statement = select(SecurityGroup).where(col(SecurityGroup.id).in_(member))
+    return list(session.exec(statement.order_by(SecurityGroup.name, SecurityGroup.id)))
