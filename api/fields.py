@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, St
 from pydantic_core import PydanticCustomError
 
 MAX_INT = 0x7FFFFFFF
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE = {"True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes"}
 _FALSE = {"False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"}
 
@@ -59,8 +60,8 @@ def _check_boolean(value: Any) -> Any:
 
 
 def _check_text(value: Any) -> Any:
-    if isinstance(value, str) and "\x00" in value:
-        raise PydanticCustomError("text", "It may not hold a NUL character.")
+    if isinstance(value, str) and ("\x00" in value or _SURROGATE.search(value)):
+        raise PydanticCustomError("text", "It may not hold NUL characters or lone surrogates.")
     return value
 
 
