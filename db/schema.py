@@ -53,6 +53,13 @@ def is_compatible(url: str) -> bool:
     return current(url) == head()
 
 
+def is_known(url: str) -> bool:
+    """Whether this program knows the database's revision, so that it can bring it up to date."""
+    found = current(url)
+    script = ScriptDirectory.from_config(config(""))
+    return found is None or found in {r.revision for r in script.walk_revisions()}
+
+
 def _current(engine: Engine) -> str | None:
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()

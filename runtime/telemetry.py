@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -29,9 +30,10 @@ HOST_USED = Gauge("duranova_host_used", "What claims take of a host", ["host", "
 HOST_TOTAL = Gauge("duranova_host_total", "What a host has", ["host", "resource"])
 
 
-def configure(settings: Settings, process: str) -> TracerProvider:
-    """Set up logs and the global tracer provider. Call once per process; shut the result down at exit."""
-    _configure_logs(settings)
+def configure(settings: Settings, process: str, log: Path | None = None) -> TracerProvider:
+    """Set up logs (to ``log``, or standard error) and the global tracer provider. Once per process; shut
+    the result down at exit."""
+    _configure_logs(settings, log)
     # Replay-safe: a workflow's spans are exported once, not again with each replay.
     resource = Resource.create({"service.name": f"duranova-{process}"})
     provider: Any = create_tracer_provider(resource=resource)
@@ -42,7 +44,7 @@ def configure(settings: Settings, process: str) -> TracerProvider:
     return provider  # type: ignore[no-any-return]  # a wrapper with the same interface
 
 
-def _configure_logs(settings: Settings) -> None:
+def _configure_logs(settings: Settings, log: Path | None) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -61,7 +63,7 @@ def _configure_logs(settings: Settings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.FileHandler(log) if log else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

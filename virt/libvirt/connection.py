@@ -125,6 +125,10 @@ class Connection:
             host = ElementTree.fromstring(connection.getCapabilities()).find("host")  # noqa: S314  libvirtd's own words
             assert host is not None  # noqa: S101  the schema has it
             arch, ram_mb, vcpus, *_ = connection.getInfo()
+            with _unless(libvirt.VIR_ERR_NO_SUPPORT):
+                # getInfo counts NUMA cells, which may lack memory that was plugged in later.
+                cells = libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS
+                ram_mb = connection.getMemoryStats(cells)["total"] // 1024
             return HostFacts(
                 uuid=host.findtext("uuid", ""),
                 arch=arch,
@@ -247,8 +251,10 @@ class Connection:
             if not _alive(connection):
                 self._lose(connection)
                 raise GuestFailure("the connection to the hypervisor was lost") from error
-            log.info("libvirt_refused", error=str(error), code=error.get_error_code())
-            raise _told(error) from error
+            told = _told(error)
+            if not isinstance(told, NotFound):
+                log.warning("libvirt_error", error=str(error), code=error.get_error_code())
+            raise told from error
 
     def _connect(self) -> None:
         connection = libvirt.open(self._uri)
@@ -366,3 +372,13 @@ def _run_event_loop() -> None:
 
         _loop = threading.Thread(target=loop, name="libvirt-events", daemon=True)
         _loop.start()
+
+
+def answers(uri: str) -> bool:
+    """Whether a libvirt daemon can be reached there now."""
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError:
+        return False
+    connection.close()
+    return True

@@ -1,0 +1,74 @@
+"""Which hypervisors ``duranova up`` runs, and how each host worker is started."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+from cli.datadir import DataDir, StartError
+from runtime.sealing import host_key
+from runtime.settings import Settings
+from virt.libvirt.connection import answers
+from virt.libvirt.private import NotStarted, PrivateLibvirtd
+
+SYSTEM_URI = "qemu:///system"
+Relay = Callable[[Settings], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypervisor:
+    """One host worker process: its command line and surroundings."""
+
+    name: str
+    """Of the process and its log."""
+    names: tuple[str, ...]
+    """Of its hosts; more than one only with the fake driver."""
+    arguments: tuple[str, ...]
+    prefix: tuple[str, ...] = ()
+    """Words before the program, e.g. to enter a namespace."""
+    relays: tuple[Relay, ...] = field(default=())
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """What the process gets: its own hosts' keys, and no other secret."""
+        secret = settings.secret_key.get_secret_value()
+        return {
+            "DURANOVA_HOST_KEYS": json.dumps({n: host_key(secret, n) for n in self.names}),
+            "DURANOVA_DATA_DIR": str(settings.data_dir),
+            "DURANOVA_CONTROL_URL": settings.control_url,
+            "DURANOVA_TEMPORAL_ADDRESS": settings.temporal_address,
+            "DURANOVA_TEMPORAL_NAMESPACE": settings.temporal_namespace,
+        }
+
+
+def plan_hypervisors(driver: str, hosts: int, data: DataDir) -> list[Hypervisor]:
+    """Start what must run beneath the host workers and say how to run those. Blocking."""
+    names = tuple(f"host-{n}" for n in range(1, hosts + 1))
+    if driver == "fake":
+        words = tuple(word for n in names for word in ("--name", n))
+        arguments = ("--driver", "fake", *words, "--state-dir", str(data.path / "hosts"))
+        return [Hypervisor("fake-hosts", names, arguments)]
+    if os.geteuid() != 0:
+        raise StartError("the libvirt driver needs root: use sudo, or --driver fake")
+    if hosts == 1 and answers(SYSTEM_URI):
+        return [_host(names[0], data, SYSTEM_URI, "/var/log/libvirt/qemu")]
+    return [_private(name, data, own_network=hosts > 1) for name in names]
+
+
+def _private(name: str, data: DataDir, *, own_network: bool) -> Hypervisor:
+    daemon = PrivateLibvirtd(data.path / "libvirt" / name, name, own_network=own_network)
+    try:
+        daemon.start()
+    except NotStarted as error:
+        raise StartError(f"no libvirt: {error}; `duranova doctor` says what is missing") from error
+    if daemon.network_namespace is None:
+        return _host(name, data, daemon.uri(), str(daemon.qemu_log_dir))
+    raise StartError("several libvirt hosts on one machine are not offered yet")
+
+
+def _host(name: str, data: DataDir, uri: str, log_dir: str) -> Hypervisor:
+    arguments = ("--driver", "libvirt", "--name", name, "--libvirt-uri", uri)
+    more = ("--qemu-log-dir", log_dir, "--state-dir", str(data.path / "hosts"))
+    return Hypervisor(name, (name,), (*arguments, *more))

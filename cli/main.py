@@ -1,0 +1,218 @@
+"""The ``duranova`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import uvloop
+from rich.console import Console
+
+from cli.datadir import StartError
+from cli.serve import api_server, listen
+from cli.up import UpOptions, up
+from db import schema
+from db.session import open_engine
+from domain.errors import DuranovaError
+from runtime.sealing import host_key as derive_host_key
+from runtime.settings import Settings
+from runtime.telemetry import configure
+from runtime.temporal import connect
+from workers.control import control_worker, ensure_schedules
+from workers.host import HostPlan, run_hosts
+
+app = typer.Typer(
+    help="Duranova: OpenStack compute on durable workflows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+db_app = typer.Typer(help="The database.", no_args_is_help=True)
+app.add_typer(db_app, name="db")
+_err = Console(stderr=True, highlight=False)
+
+ReadyFd = Annotated[int | None, typer.Option(help="Write a line to this descriptor when ready.")]
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        return text, default_port
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise typer.BadParameter(f"{text}: want HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@app.command("up")
+def up_command(  # noqa: PLR0913, PLR0917  # the contract of the command
+    data_dir: Annotated[Path, typer.Option(help="Everything it keeps.")] = Path(".duranova"),
+    listen_on: Annotated[
+        str, typer.Option("--listen", help="HOST:PORT of the API.")
+    ] = "127.0.0.1:8774",
+    driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
+    hosts: Annotated[int, typer.Option(min=1, help="How many hypervisors.")] = 1,
+    temporal: Annotated[str | None, typer.Option(help="Use this Temporal server.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="Use this database.")] = None,
+    temporal_ui_port: Annotated[int, typer.Option(help="Port of the Temporal Web UI.")] = 8233,
+    no_temporal_ui: Annotated[bool, typer.Option("--no-temporal-ui")] = False,
+    ready_fd: ReadyFd = None,
+) -> None:
+    """Run the whole cloud on this machine until ctrl-C."""
+    if driver not in ("libvirt", "fake"):
+        raise typer.BadParameter("--driver is libvirt or fake")
+    options = UpOptions(
+        data_dir=data_dir,
+        listen=_address(listen_on, 8774),
+        driver=driver,
+        hosts=hosts,
+        temporal=temporal,
+        database_url=database_url,
+        temporal_ui_port=None if no_temporal_ui else temporal_ui_port,
+        ready_fd=ready_fd,
+    )
+    _run(up(options, lambda text: _err.print(f"[dim]duranova:[/dim] {text}")))
+
+
+@app.command()
+def api(
+    listen_on: Annotated[str, typer.Option("--listen", help="HOST:PORT.")] = "127.0.0.1:8774",
+    ready_fd: ReadyFd = None,
+) -> None:
+    """Run the API alone, configured by DURANOVA_… variables."""
+
+    async def serve() -> None:
+        settings = Settings()
+        configure(settings, "api")
+        listening = listen(*_address(listen_on, 8774))
+        client = await connect(settings.temporal_address, settings.temporal_namespace, lazy=True)
+        engine = open_engine(settings.database_url)
+        async with api_server(client, engine, settings, listening, eager=False):
+            _ready(ready_fd)
+            await _stopped().wait()
+
+    _run(serve())
+
+
+@app.command()
+def control(ready_fd: ReadyFd = None) -> None:
+    """Run a control worker alone: workflows, placement, the record."""
+
+    async def work() -> None:
+        settings = Settings()
+        configure(settings, "control")
+        client = await connect(settings.temporal_address, settings.temporal_namespace)
+        engine = open_engine(settings.database_url)
+        async with control_worker(client, engine, settings):
+            await ensure_schedules(client)
+            _ready(ready_fd)
+            await _stopped().wait()
+
+    _run(work())
+
+
+@app.command()
+def host(  # one option per fact of the host
+    name: Annotated[list[str], typer.Option(help="The host's name; many only with --driver fake.")],
+    driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
+    state_dir: Annotated[Path, typer.Option(help="Disks and state, below NAME.")] = Path(
+        "/var/lib/duranova/hosts"
+    ),
+    libvirt_uri: Annotated[str, typer.Option()] = "qemu:///system",
+    qemu_log_dir: Annotated[Path, typer.Option()] = Path("/var/log/libvirt/qemu"),
+    zone: Annotated[str | None, typer.Option(help="Availability zone.")] = None,
+    ready_fd: ReadyFd = None,
+) -> None:
+    """Run the worker of one hypervisor. It needs DURANOVA_HOST_KEY, and no database."""
+    if driver != "fake" and len(name) > 1:
+        raise typer.BadParameter("several --name only with --driver fake")
+
+    async def work() -> None:
+        settings = Settings()
+        configure(settings, f"host-{name[0]}")
+        client = await connect(settings.temporal_address, settings.temporal_namespace)
+        plans = [
+            HostPlan(
+                name=n,
+                driver=driver,
+                state_dir=state_dir.absolute() / n,
+                key=_key(settings, n),
+                libvirt_uri=libvirt_uri,
+                qemu_log_dir=qemu_log_dir,
+                zone=zone,
+            )
+            for n in name
+        ]
+        await run_hosts(client, plans, settings, lambda: _ready(ready_fd), _stopped())
+
+    _run(work())
+
+
+@app.command("host-key")
+def host_key(name: Annotated[str, typer.Option(help="The host's name.")]) -> None:
+    """Print the key of a host, for its DURANOVA_HOST_KEY; needs DURANOVA_SECRET_KEY."""
+    secret = Settings().secret_key.get_secret_value()
+    if len(secret) < 32:
+        _fail("DURANOVA_SECRET_KEY must have at least 32 characters")
+    typer.echo(derive_host_key(secret, name))
+
+
+@db_app.command("upgrade")
+def db_upgrade(
+    database_url: Annotated[
+        str | None, typer.Option(help="Default: DURANOVA_DATABASE_URL.")
+    ] = None,
+) -> None:
+    """Bring the database to this program's schema."""
+    url = database_url or Settings().database_url
+    schema.upgrade(url)
+    typer.echo(f"schema {schema.current(url)}")
+
+
+def _key(settings: Settings, name: str) -> str:
+    key = settings.host_keys.get(name, settings.host_key).get_secret_value()
+    if not key:
+        raise StartError(
+            f"no key for {name}: set DURANOVA_HOST_KEY (`duranova host-key` prints it)"
+        )
+    return key
+
+
+def _ready(descriptor: int | None) -> None:
+    if descriptor is not None:
+        with suppress(BrokenPipeError):  # whoever restarted us is not waiting
+            os.write(descriptor, b"ready\n")
+        os.close(descriptor)
+
+
+def _stopped() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _run(coroutine: object) -> None:
+    try:
+        uvloop.run(coroutine)  # type: ignore[arg-type]  # always a coroutine
+    except DuranovaError as error:
+        _fail(error.message)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _fail(message: str) -> NoReturn:
+    _err.print(f"duranova: {message}", style="red", soft_wrap=True)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
