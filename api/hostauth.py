@@ -15,8 +15,9 @@ from runtime.sealing import host_key
 def get_host(host: str, request: Request) -> str:
     """The ``{host}`` of the path, if ``X-Host-Token`` proves that it asks. Unauthorized otherwise."""
     secret = get_cloud(request).settings.secret_key.get_secret_value()
-    token = request.headers.get("x-host-token", "")
-    if not check_host_token(host_key(secret, host), host, token):
+    tokens = request.headers.getlist("x-host-token")
+    # exactly one: a proxy and we must not read different ones
+    if len(tokens) != 1 or not check_host_token(host_key(secret, host), host, tokens[0]):
         raise Unauthorized("A host's own token is required.")
     return host
 

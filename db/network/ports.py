@@ -173,9 +173,9 @@ def set_addresses(
     """Make the port's addresses answer these wishes; an address it has and still wants stays."""
     kept = {(row.subnet_id, row.ip): row for row in fixed_ips_of(session, [port.id])[port.id]}
     wanted = [_resolve(port, wish, subnets) for wish in wishes]
-    if len({pair for pair in wanted if pair[1]}) != len([pair for pair in wanted if pair[1]]):
+    exact = [(subnet.id, ip) for subnet, ip in wanted if ip]
+    if len(set(exact)) != len(exact):
         raise invalid("Duplicate IP addresses were asked for")
-    exact = {(subnet.id, ip) for subnet, ip in wanted if ip}
     for pair, row in kept.items():
         if pair not in exact:
             session.delete(row)
