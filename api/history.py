@@ -33,6 +33,7 @@ _CONSOLES = "not offered yet: remote consoles"
 _REBUILD = "not offered yet: rebuild"
 _EVENTS = "not offered yet: os-server-external-events"
 _SHELVE = "not offered yet: shelve"
+_CACHE = "not offered yet: os-aggregates/{id}/images"
 
 HISTORY: tuple[Change, ...] = (
     Change("2.1", "The first version: the v2 API with strict checks of every body.", "everything"),
@@ -123,9 +124,7 @@ HISTORY: tuple[Change, ...] = (
     Change("2.78", "The NUMA topology of a server can be read.", "topology"),
     Change("2.79", "Attached volumes say whether they go with the server.", _VOLUMES),
     Change("2.80", "Migrations show and filter by user and project.", _MOVES),
-    Change(
-        "2.81", "Images can be put into the caches of an aggregate.", "os-aggregates/{id}/images"
-    ),
+    Change("2.81", "Hosts of an aggregate can fetch images ahead.", _CACHE),
     Change("2.82", "The accelerator-request-bound event.", _EVENTS),
     Change("2.83", "Everybody may use more filters of the server list.", "behaviour"),
     Change("2.84", "Failed action events tell details.", "details"),

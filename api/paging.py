@@ -8,7 +8,7 @@ def list_flavors(query: Annotated[ListFlavors, Query()], ...): ...
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 from urllib.parse import urlencode
 
@@ -34,6 +34,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
     _known: ClassVar[dict[str, tuple[Span, ...]]] = {}
+    _refuses_unknown: ClassVar[Callable[[], bool]] = refuses_unknown_query
 
     @classmethod
     def __pydantic_on_complete__(cls) -> None:
@@ -54,7 +55,7 @@ class Params(BaseModel):
             if name in data and (not spans or any(now in span for span in spans))
         }
         unknown = sorted(data.keys() - known.keys())
-        if unknown and refuses_unknown_query():
+        if unknown and cls._refuses_unknown():
             raise PydanticCustomError(
                 "extra_forbidden",
                 "Additional properties are not allowed ('{key}' was unexpected)",

@@ -247,3 +247,21 @@ def hosts_of_servers(session: Session, server_ids: Iterable[str], project_id: st
         .where(col(Claim.server_id).in_(list(server_ids)), Server.project_id == project_id)
     )
     return set(session.exec(query))
+
+
+def count_claims(session: Session, host: str) -> int:
+    """How many servers have a claim on the host."""
+    return int(session.exec(select(func.count()).where(Claim.host == host)).one())
+
+
+def servers_on(session: Session, hosts: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Host → (id, name) of the servers there, deleted ones left out; hosts without any are missing."""
+    query = (
+        select(Server.host, Server.id, Server.name)
+        .where(col(Server.host).in_(list(hosts)), col(Server.deleted_at).is_(None))
+        .order_by(col(Server.created_at), col(Server.id))
+    )
+    found: dict[str, list[tuple[str, str]]] = {}
+    for host, server_id, name in session.exec(query):
+        found.setdefault(str(host), []).append((server_id, name))
+    return found

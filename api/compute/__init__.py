@@ -8,6 +8,7 @@ from api.compute import (
     details,
     flavors,
     hosts,
+    hypervisors,
     instance_actions,
     keypairs,
     labels,
@@ -28,6 +29,7 @@ routers = (
     server_groups.router,
     aggregates.router,
     hosts.router,
+    hypervisors.router,
     quotas.router,
     versions.router,
 )

@@ -262,6 +262,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=255), nullable=False),
         sa.Column("policy", sa.String(length=32), nullable=False),
         sa.Column("max_server_per_host", sa.Integer(), nullable=False),
+        sa.Column("rules", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
