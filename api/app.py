@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import errors, identity, image, internal, metadata, network, operations
+from api import errors, health, identity, image, internal, metadata, network, operations
 from api.compute import routers as compute_routers
 from api.context import Cloud
 from api.microversion import Microversion
@@ -83,6 +83,8 @@ def build_app(cloud: Cloud) -> ASGIApp:
             "Internal", "1", [internal.router, metadata.router], errors.plain_fault, cloud
         ),
     }
+    root.include_router(health.router)
+    health.mount_static(root)
     for path, app in services.items():
         root.mount(path, app)
-    return RequestId(Slashes(root, services))
+    return RequestId(health.Measured(Slashes(root, services)))

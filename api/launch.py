@@ -50,6 +50,7 @@ class Launcher(ABC):
     ) -> list[Operation]:
         """Record a ``create`` operation per new server row (already added, with ports), commit, start.
 
+        ``input`` holds the request's constraints that are not the server's (a forced host).
         ``input`` holds what counts for this operation only: ``host`` and ``hypervisor_hostname``, where
         one was asked for. Commits the session. The servers are BUILD/scheduling afterwards.
         """
@@ -77,6 +78,10 @@ class Launcher(ABC):
     @abstractmethod
     def refresh_hosts(self, hosts: set[str]) -> None:
         """Tell these hosts that filtering rules of their ports changed; call after commit."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether the Temporal server can be reached now."""
 
     @abstractmethod
     def purge(self, host: str, server_id: str, fence: Fence) -> None:
@@ -159,6 +164,12 @@ class TemporalLauncher(Launcher):
     def purge(self, host: str, server_id: str, fence: Fence) -> None:
         cmd = PurgeGuest(host, server_id, fence)
         self._try(purge_guest(self._client, "PurgeStaleGuest", cmd), host=host, server=server_id)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self._wait(self._client.service_client.check_health(), 2.0))
+        except (RPCError, RuntimeError, TimeoutError):
+            return False
 
     @property
     def _secret(self) -> str:

@@ -124,6 +124,9 @@ class RecordingLauncher(Launcher):
     def refresh_hosts(self, hosts: set[str]) -> None:
         self.refreshed.extend(sorted(hosts))
 
+    def answers(self) -> bool:
+        return True
+
     def purge(self, host: str, server_id: str, fence: Fence) -> None:
         self.purged.append((host, server_id, fence.epoch))
 
