@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from domain.guest import Fence, GuestSpec, ImageRef, NicSpec, SubnetSpec
-from domain.ids import new_id
+from domain.ids import guest_name, new_id
+from domain.states import PowerState
 from virt.disks import ImageCache
 from virt.driver import Driver, Progress, Supplies
+from virt.fake import FakeDriver
+from virt.libvirt.private import PrivateLibvirtd
 
 BOOT_TIMEOUT_S = 150.0
 """A guest needs 6 s on an idle machine; on a loaded one it may need far longer."""
@@ -112,19 +119,22 @@ class Subject:
     can: frozenset[str] = frozenset()
     """``console``, ``boot`` (code runs inside), ``durable`` (guests outlive the driver object),
     ``nics``, ``announces`` (changes are told)."""
+    state_dir: Path = Path()
+    host: Any = None
+    """A libvirt host's description; a test may replace it before ``restart``."""
     cache_of: Callable[[Driver], ImageCache] | None = None
     driver: Driver = field(init=False)
 
-    def __post_init__(self) -> None:
+    made: list[str] = field(default_factory=list)
+
+    def open(self) -> None:
         self.driver = self.make()
         self.driver.open()
-        self.made: list[str] = []
 
     def restart(self) -> None:
         """What a new worker process on the same host does."""
         self.driver.close()
-        self.driver = self.make()
-        self.driver.open()
+        self.open()
 
     def spec(self, **changes: object) -> GuestSpec:
         spec = GuestSpec(new_id(), "web-1", "p1", 1, 96, 0, self.image, hostname="web-1")
@@ -144,3 +154,75 @@ class Subject:
         if self.cache_of is not None:  # its files are immutable: only it can remove them
             self.cache_of(self.driver).forget_unused(0, set)
         self.driver.close()
+
+
+# --- the kinds ---------------------------------------------------------------------------------------
+
+
+def fake_subject(tmp_path: Path) -> Subject:
+    supplies, image = blank_image(tmp_path)
+    return Subject(
+        kind="the fake",
+        make=lambda: FakeDriver("fake-1", tmp_path / "host", supplies),
+        image=image,
+        supplies=supplies,
+        pull_the_plug=lambda driver, server_id: driver.set_power(server_id, PowerState.SHUTDOWN),  # type: ignore[attr-defined]  # the fake's own
+        can=frozenset({"console", "durable", "nics", "announces"}),
+    )
+
+
+def blank_image(tmp_path: Path) -> tuple[FileSupplies, ImageRef]:
+    images = tmp_path / "supplies"
+    images.mkdir()
+    (images / "disk.raw").write_bytes(b"\0" * 4096)
+    return FileSupplies(images), image_ref(images / "disk.raw", "raw")
+
+
+def libvirt_test_subject(tmp_path: Path, state_dir: Path) -> Subject:
+    """libvirt's in-process mock: real definitions and states, nothing runs."""
+    from virt.libvirt.driver import LibvirtDriver, LibvirtHost  # noqa: PLC0415  needs the binding
+
+    supplies, image = blank_image(tmp_path)
+    host = LibvirtHost("mock-1", "test:///default", state_dir, "test", qemu_log_dir=tmp_path)
+    network = NoNetwork()
+    return Subject(
+        kind="libvirt's test driver",
+        make=lambda: LibvirtDriver(host, supplies, network),
+        image=image,
+        supplies=supplies,
+        pull_the_plug=lambda driver, server_id: driver._libvirt.kill(server_id),  # type: ignore[attr-defined]  # behind its back
+        can=frozenset({"announces"}),
+        cache_of=lambda driver: driver._images,  # type: ignore[attr-defined]  # to clean up
+    )
+
+
+def qemu_subject(state_dir: Path, daemon: PrivateLibvirtd) -> Subject:
+    """Guests that boot."""
+    from virt.libvirt.driver import LibvirtDriver, LibvirtHost  # noqa: PLC0415  needs the binding
+
+    if not test_image().exists():
+        pytest.skip(f"no bootable image at {test_image()}; DURANOVA_TEST_IMAGE may name one")
+    supplies = FileSupplies(test_image().parent)
+    host = LibvirtHost(daemon.name, daemon.uri(), state_dir, qemu_log_dir=daemon.qemu_log_dir)
+    network = NoNetwork()
+    subject: Subject
+
+    def make() -> LibvirtDriver:
+        return LibvirtDriver(subject.host, supplies, network)
+
+    subject = Subject(
+        kind="QEMU",
+        make=make,
+        image=image_ref(test_image()),
+        supplies=supplies,
+        pull_the_plug=lambda _, server_id: kill_qemu(daemon, server_id),
+        can=frozenset({"announces", "boot", "console", "durable"}),
+        state_dir=state_dir,
+        host=host,
+        cache_of=lambda driver: driver._images,  # type: ignore[attr-defined]  # to clean up
+    )
+    return subject
+
+
+def kill_qemu(daemon: PrivateLibvirtd, server_id: str) -> None:
+    os.kill(daemon.qemu_pid(guest_name(server_id)), signal.SIGKILL)

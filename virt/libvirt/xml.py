@@ -183,7 +183,9 @@ def _disks(
     for index, disk in enumerate(disks):
         # The config drive sits at the far end so that volumes attached later follow the others.
         letter = "z" if disk.read_only and bus == "virtio" else ascii_lowercase[index]
-        node = _add(devices, "disk", type="file", device="disk")
+        # Neither IDE nor SATA disks can be read-only; a guest that has these reads a CD-ROM.
+        cdrom = disk.read_only and bus in ("ide", "sata")
+        node = _add(devices, "disk", type="file", device="cdrom" if cdrom else "disk")
         driver = _add(node, "driver", name="qemu", type=disk.format, cache=machine.disk_cache)
         if not disk.read_only:
             driver.set("discard", "unmap")
