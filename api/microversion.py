@@ -40,6 +40,8 @@ class Version(NamedTuple):
 
 
 MIN, MAX = Version(2, 1), Version(2, 96)
+_UNVERSIONED = ("", "/", "/v2", "/v2/")
+"""Paths under the service that answer alike in every version: documents about the versions."""
 _current: ContextVar[Version] = ContextVar("microversion", default=MIN)
 
 
@@ -164,6 +166,13 @@ class Microversion:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in _UNVERSIONED:
+            await self.app(scope, receive, send)
+            return
+        if path.startswith("/v2/"):  # the API before microversions: today's, in its first version
+            await self._serve(MIN, _renamed(scope, path), receive, send)
+            return
         text = _asked(Headers(scope=scope))
         try:
             version = MAX if text == "latest" else Version.parse(text)
@@ -192,6 +201,11 @@ class Microversion:
             await self.app(scope, receive, echo)
         finally:
             _current.reset(token)
+
+
+def _renamed(scope: Scope, path: str) -> Scope:
+    new = f"{scope.get('root_path', '')}/v2.1/{path.removeprefix('/v2/')}"
+    return {**scope, "path": new, "raw_path": new.encode()}
 
 
 def _asked(headers: Headers) -> str:
