@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from domain.errors import GuestFailure
 from domain.guest import NicSpec
 from virt.net import dhcp, firewall, kernel, taps, tunnel
 from virt.net.metadata import Answer, Listener
@@ -64,9 +65,7 @@ class HostNetwork:
             self._drop_unused_networks()
             self._load_filter()
             for network_id in list(self._records.networks):
-                self._ensure_network(network_id)
-            for port in self._records.ports.values():
-                taps.ensure(port, self._segment(port.nic.network_id))
+                self._restore(network_id)
             self._ensure_routes()
 
     def close(self) -> None:
@@ -188,6 +187,15 @@ class HostNetwork:
             zone = _free_zone(nic.network_id, {n.zone for n in others})
             transit = choose_transit(cidrs, [n.transit for n in others])
             self._records.put_network(Network(nic.network_id, nic.segment, zone, transit))
+
+    def _restore(self, network_id: str) -> None:
+        """Bring one network back; what keeps it away must not keep the others away, too."""
+        try:
+            self._ensure_network(network_id)
+            for port in self._records.of_network(network_id):
+                taps.ensure(port, self._segment(network_id))
+        except GuestFailure:
+            _log.exception("network %s is not restored; the next plug tries again", network_id)
 
     def _ensure_network(self, network_id: str) -> None:
         segment = self._segment(network_id)

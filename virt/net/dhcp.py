@@ -68,10 +68,6 @@ class Dhcp:
             self._stop(pid)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def ports(self) -> dict[str, str]:
-        """port id → server id of the entries dnsmasq reads."""
-        return _entries(self._hosts)
-
     @property
     def _config(self) -> Path:
         return self.folder / "dnsmasq.conf"
@@ -194,29 +190,24 @@ def _render_subnet(subnet: SubnetSpec, mtu: int) -> list[str]:
         f"{option}mtu,{mtu}",
     ]
     if not gateway:
-        lines.append(f"dhcp-shared-network=gw0,{prefix.network_address}")
+        lines.append(f"shared-network=gw0,{prefix.network_address}")
     return lines
 
 
 def _render_host(port: Port) -> str:
-    """One line of the hosts file: MAC, whose it is, address, name."""
-    fields = [
-        port.nic.mac.lower(),
-        f"set:port.{port.nic.port_id}",
-        f"set:server.{port.server_id}",
-        port.nic.ip,
-    ]
+    """Two lines of the hosts file: whose entry it is, as a comment; then MAC, address, name.
+
+    (A tag would say it better, but dnsmasq 2.90 crashes when it forgets an entry that has one.)
+    """
+    fields = [port.nic.mac.lower(), port.nic.ip]
     if _HOSTNAME.fullmatch(port.nic.hostname):
         fields.append(port.nic.hostname)
-    return ",".join(fields) + "\n"
+    return f"# {port.nic.port_id} {port.server_id}\n{','.join(fields)}\n"
 
 
 def _entries(hosts: Path) -> dict[str, str]:
-    found = {}
-    for line in _lines(hosts):
-        _mac, port, server, *_rest = line.split(",")
-        found[port.removeprefix("set:port.")] = server.removeprefix("set:server.")
-    return found
+    owners = (line[2:].split(" ", 1) for line in _lines(hosts) if line.startswith("# "))
+    return {words[0]: words[1] for words in owners}
 
 
 def _subnet_tag(subnet_id: str) -> str:

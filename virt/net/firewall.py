@@ -191,8 +191,8 @@ def port_on(port: Port, servers: Iterable[str]) -> str:
         + _chain(
             "bridge", f"to_{port.tap}", ["ether type ip accept", "ether type arp accept", "drop"]
         )
-        + _chain("ip", f"from_{port.tap}", _egress(port.nic))
-        + _chain("ip", f"to_{port.tap}", _ingress(port.nic, servers))
+        + _chain("ip", f"from_{port.tap}", _egress(port))
+        + _chain("ip", f"to_{port.tap}", _ingress(port, servers))
         + jumps
     )
 
@@ -267,31 +267,54 @@ def _genuine(nic: NicSpec) -> list[str]:
     return [*rules, "ether type ip accept", "ether type arp accept", "drop"]
 
 
-def _egress(nic: NicSpec) -> list[str]:
+def _egress(port: Port) -> list[str]:
+    admit = _admit(port, "egress")
     return [
-        "ct state established,related accept",
-        "ct state invalid drop",
-        "udp sport 68 udp dport 67 accept",
-        f"ip daddr {METADATA_IP} tcp dport 80 accept",
-        *_allowed(nic.rules, "egress"),
+        *_continuing(port, "original", "reply"),
+        f"udp sport 68 udp dport 67 {admit}",
+        f"ip daddr {METADATA_IP} tcp dport 80 {admit}",
+        *_allowed(port, "egress"),
         "drop",
     ]
 
 
-def _ingress(nic: NicSpec, servers: Iterable[str]) -> list[str]:
+def _ingress(port: Port, servers: Iterable[str]) -> list[str]:
     return [
-        "ct state established,related accept",
-        "ct state invalid drop",
+        *_continuing(port, "reply", "original"),
         f"ip saddr {{ {', '.join(servers)} }} udp sport 67 udp dport 68 accept",
-        *_allowed(nic.rules, "ingress"),
+        *_allowed(port, "ingress"),
         "drop",
     ]
 
 
-def _allowed(rules: Iterable[SecurityRule], direction: str) -> list[str]:
-    matches = (_match(rule) for rule in rules if rule.direction == direction)
+def _continuing(port: Port, as_client: str, as_server: str) -> list[str]:
+    """Let packets of a connection pass that the port began (as client) or was allowed to accept.
+
+    The connection's mark holds both ports' numbers, the client's above the server's. What is left of
+    an earlier guest's connections has another number, so its successor at the address does not inherit
+    them. Nor is it dropped outright: the rules decide, as if it were new.
+    """
+    states = "ct state established,related"
+    return [
+        f"ct direction {as_client} {states} ct mark and 0xffff0000 == {port.number << 16:#x} accept",
+        f"ct direction {as_server} {states} ct mark and 0x0000ffff == {port.number:#x} accept",
+        "ct state invalid drop",
+    ]
+
+
+def _allowed(port: Port, direction: str) -> list[str]:
+    matches = (_match(rule) for rule in port.nic.rules if rule.direction == direction)
+    admit = _admit(port, direction)
     # Rules of several groups often say the same thing.
-    return list(dict.fromkeys(f"{match} accept" for match in matches if match is not None))
+    return list(dict.fromkeys(f"{match} {admit}" for match in matches if match is not None))
+
+
+def _admit(port: Port, direction: str) -> str:
+    """Accept, and note in the connection that this port's rules let it through."""
+    kept, number = (
+        (0xFFFF, port.number << 16) if direction == "egress" else (0xFFFF0000, port.number)
+    )
+    return f"ct mark set ct mark and {kept:#010x} or {number:#x} accept"
 
 
 def _match(rule: SecurityRule) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ class Port:
     server_id: str
     nic: NicSpec
     number: int
-    """Small and unique on this host; packets of the port are marked with it inside the bridge."""
+    """16 bits, unique on this host; marks the port's packets inside the bridge, and its connections."""
     written: int = field(default_factory=time.time_ns)
     """When this record was made; of two descriptions of one subnet the later holds."""
 
@@ -108,9 +109,9 @@ class Records:
         return sorted(found, key=lambda p: p.written)
 
     def free_number(self) -> int:
-        """The smallest port number not in use."""
+        """A port number not in use, by chance: one that was given up should not come back soon."""
         used = {p.number for p in self.ports.values()}
-        return next(n for n in range(1, 0x10000) if n not in used)
+        return secrets.choice([n for n in range(1, 0x10000) if n not in used])
 
 
 def subnets_of(ports: Iterable[Port]) -> list[SubnetSpec]:

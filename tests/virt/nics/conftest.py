@@ -6,6 +6,7 @@ so everything from the tap on is the real thing.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import uuid
@@ -154,24 +155,18 @@ class Lab:
         return guest
 
     def state(self) -> dict[str, Any]:
-        """All that networking leaves on the host, for comparisons; without counters and indexes."""
-        links = {
-            name: (link.get("master"), link["mtu"], link["address"], link["operstate"])
-            for name, link in kernel.links().items()
-        }
-        mine = {name for name in kernel.namespaces() if name.startswith("dn-")}
+        """All that networking leaves on the host, for comparisons; without what the kernel makes up."""
+        listed = json.loads(run("nft", "-json", "--stateless", "list", "ruleset").stdout)
         return {
-            "links": links,
-            "rules": run("nft", "--handle", "--stateless", "list", "ruleset").stdout
-            if False
-            else run("nft", "--stateless", "list", "ruleset").stdout,
-            "routes": run("ip", "route", "show", "table", "all").stdout,
-            "namespaces": mine & {n for n in mine if self.owns(n)},
+            "links": {
+                name: (link.get("master"), link["mtu"], "UP" in link["flags"])
+                for name, link in kernel.links().items()
+            },
+            "rules": sorted(_canonical(row) for row in listed["nftables"]),
+            "routes": sorted(run("ip", "-4", "route", "show", "table", "all").stdout.splitlines()),
+            "namespaces": {n for n in kernel.namespaces() if n.startswith("dn-")} - self.foreign,
             "files": sorted(str(p) for p in (self.scratch / "state").rglob("*") if p.is_file()),
         }
-
-    def owns(self, netns: str) -> bool:
-        return netns not in self.foreign
 
     foreign: frozenset[str] = frozenset()
 
@@ -188,6 +183,15 @@ class Lab:
             process.wait()
         for guest in self.guests:
             run("ip", "netns", "delete", guest.netns)
+
+
+def _canonical(row: dict[str, Any]) -> str:
+    """One object of a ruleset, without handles and with its elements in order."""
+    for value in row.values():
+        value.pop("handle", None)
+        if "elem" in value:
+            value["elem"] = sorted(json.dumps(element) for element in value["elem"])
+    return json.dumps(row, sort_keys=True)
 
 
 @pytest.fixture
@@ -217,6 +221,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         kernel.ip(
             ["link set lo up", f"address add {OUTSIDE_IP}/24 dev eth0", "link set eth0 up"], outside
         )
+        # As on a host whose administrator keeps bridged packets away from iptables.
+        kernel.set_sysctls({"net/bridge/bridge-nf-call-iptables": "0"})
         yield lab
     finally:
         try:
