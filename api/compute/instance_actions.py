@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from api.compute.server_query import Instant
+from api.compute.server_query import Instant, check_span
 from api.compute.server_views import host_id, micros
 from api.compute.servers import scope_of
 from api.context import Db, allow
@@ -17,7 +17,7 @@ from api.paging import Link, Paged, TheLinks
 from api.policy import Caller, permits
 from db.operations import Operation, OperationEvent, events_of, find_operation, list_operations
 from db.servers import Server, get_server
-from domain.errors import BadRequest, NotFound
+from domain.errors import NotFound
 from domain.states import OperationState
 
 router = APIRouter(route_class=Route)
@@ -84,8 +84,7 @@ def list_instance_actions(
     server = _server(db, server_id, who)
     earliest: Any = query.changes_since
     latest: Any = query.changes_before
-    if earliest and latest and earliest > latest:
-        raise BadRequest("The value of changes-since must be less than or equal to changes-before.")
+    check_span(earliest, latest)
     found = list_operations(
         db,
         server.id,

@@ -62,6 +62,12 @@ def instant(text: str) -> datetime:
     return moment
 
 
+def check_span(since: Any, before: Any) -> None:
+    """BadRequest when a list is asked for changes since a moment that lies after their end."""
+    if since is not None and before is not None and since > before:
+        raise BadRequest("The value of changes-since must be less than or equal to changes-before.")
+
+
 def _lenient_bool(text: str) -> bool:
     return bool(strutils.bool_from_string(text, default=False))
 
@@ -173,6 +179,7 @@ def wanted_servers(
 ) -> ServerFilter | None:
     """The filter that a query means for this caller; None when nothing can match it."""
     asked = _Asked(query, who)
+    check_span(query.changes_since, query.changes_before)
     statuses = _statuses(query)
     if statuses == ():
         return None
