@@ -113,6 +113,7 @@ def _nic(
     rules: tuple[SecurityRule, ...],
 ) -> NicSpec:
     more = [ip.ip for ip in ips[1:]]
+    up = port.admin_state_up and network.admin_state_up  # down: filtered, and nothing is allowed
     return NicSpec(
         port_id=port.id,
         network_id=network.id,
@@ -122,8 +123,8 @@ def _nic(
         subnet=subnet,
         mtu=network.mtu,
         hostname=hostname,
-        port_security=port.port_security_enabled,
-        rules=rules if port.port_security_enabled else (),
+        port_security=port.port_security_enabled or not up,
+        rules=rules if port.port_security_enabled and up else (),
         allowed_pairs=(*more, *(pair["ip_address"] for pair in port.allowed_address_pairs)),
     )
 
