@@ -19,7 +19,7 @@ class Change(NamedTuple):
     """What users see, in one sentence."""
     touches: str
     """The names it adds, drops or reshapes; ``behaviour`` when it is neither field nor route; or
-    ``not offered yet: …`` when the resource it concerns answers 404 here in every version."""
+    ``not offered yet: …`` when the resource it concerns is refused here in every version."""
 
     @property
     def offered(self) -> bool:
@@ -54,7 +54,7 @@ HISTORY: tuple[Change, ...] = (
     ),
     Change("2.13", "Server groups show their owner.", "project_id user_id"),
     Change("2.14", "Evacuate finds out by itself whether storage is shared.", _MOVES),
-    Change("2.15", "Server groups have soft policies.", "policies"),
+    Change("2.15", "Server groups have soft policies.", "behaviour"),
     Change("2.16", "A server shows the state of its host.", "host_status"),
     Change("2.17", "A crash dump can be triggered.", "not offered yet: trigger_crash_dump"),
     Change("2.18", "The project's id in the path is optional.", "behaviour"),
@@ -76,12 +76,12 @@ HISTORY: tuple[Change, ...] = (
     Change("2.34", "Live migration checks run after the answer.", _MOVES),
     Change("2.35", "Keypairs are listed in pages, by name.", "keypairs_links"),
     Change("2.36", "Proxies to other services are gone, and the network quotas.", "floating_ips"),
-    Change("2.37", "A new server must say its networks; auto and none are words.", "networks"),
+    Change("2.37", "A new server must say its networks; auto and none are words.", "behaviour"),
     Change("2.38", "An unknown status in a server list is refused.", "behaviour"),
     Change("2.39", "The image metadata quota is gone.", "maxImageMeta"),
     Change("2.40", "Usage reports come in pages.", "not offered yet: os-simple-tenant-usage"),
     Change("2.41", "Aggregates show their uuid.", "uuid"),
-    Change("2.42", "Device tags of new servers are taken again.", "tag"),
+    Change("2.42", "Device tags of new servers are taken again.", "behaviour"),
     Change("2.43", "os-hosts is gone.", "not offered yet: os-hosts"),
     Change("2.44", "Address actions on servers are gone.", "not offered yet: addFixedIp and kin"),
     Change("2.45", "createImage answers with the image's id.", "not offered yet: createImage"),
@@ -90,7 +90,7 @@ HISTORY: tuple[Change, ...] = (
     Change("2.48", "Diagnostics have one shape.", "not offered yet: diagnostics"),
     Change("2.49", "Attached interfaces take a tag.", "not offered yet: attaching interfaces"),
     Change("2.50", "Quota classes show group quotas and no network quotas.", "server_groups"),
-    Change("2.51", "Everybody may read the events of an instance action.", "events"),
+    Change("2.51", "Everybody may read the events of an instance action.", "behaviour"),
     Change("2.52", "A new server can be given tags.", "tags"),
     Change("2.53", "Services and hypervisors are named by uuid.", "id servers os-services/{uuid}"),
     Change("2.54", "Rebuild can change the keypair.", _REBUILD),
@@ -135,7 +135,7 @@ HISTORY: tuple[Change, ...] = (
     Change("2.89", "Volume attachments show more ids.", _VOLUMES),
     Change("2.90", "Users choose and see the hostname.", "hostname OS-EXT-SRV-ATTR:hostname"),
     Change("2.91", "Unshelve takes a host.", _SHELVE),
-    Change("2.92", "Keypairs are imported only; names may hold @ and dots.", "public_key"),
+    Change("2.92", "Keypairs are imported only; names may hold @ and dots.", "behaviour"),
     Change("2.93", "Servers on volumes can be rebuilt.", _VOLUMES),
     Change("2.94", "The hostname may be fully qualified.", "behaviour"),
     Change("2.95", "Evacuated servers land stopped.", _MOVES),
