@@ -401,9 +401,10 @@ class FakeDriver(Driver):
             guest.spec = spec
             guest.parts = {part for part in guest.parts if not part.startswith(wires)}
             for nic in spec.nics:
-                self._make(guest, f"tap:{tap_name(nic.port_id)}", f"rules:{nic.port_id}")
+                tap = tap_name(nic.port_id)
+                self._make(guest, f"tap:{tap}", f"rules:{tap}")
                 if nic.subnet.enable_dhcp:
-                    self._make(guest, f"dhcp:{nic.ip}")
+                    self._make(guest, f"dhcp:{nic.port_id}")
             self._save(guest, guest.power)
 
     def _run(self, guest: Guest) -> PowerState:

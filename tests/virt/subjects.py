@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from domain.guest import Fence, GuestSpec, ImageRef, NicSpec, SubnetSpec
-from domain.ids import guest_name, new_id
+from domain.ids import guest_name, new_id, tap_name
 from domain.states import PowerState
 from virt.disks import ImageCache
 from virt.driver import Driver, Progress, Supplies
@@ -85,7 +85,7 @@ class NoNetwork:
 
     def residue(self, server_id: str | None = None) -> list[str]:
         chosen = self.plugged if server_id is None else {server_id} & self.plugged.keys()
-        return [f"rules:{nic.port_id}" for key in chosen for nic in self.plugged[key]]
+        return [f"rules:{tap_name(nic.port_id)}" for key in chosen for nic in self.plugged[key]]
 
     def networks(self) -> list[str]:
         return sorted({nic.network_id for nics in self.plugged.values() for nic in nics})
@@ -122,6 +122,8 @@ class Subject:
     state_dir: Path = Path()
     host: Any = None
     """A libvirt host's description; a test may replace it before ``restart``."""
+    network: Any = field(default_factory=NoNetwork)
+    """A libvirt host's network; likewise."""
     cache_of: Callable[[Driver], ImageCache] | None = None
     driver: Driver = field(init=False)
 
@@ -204,11 +206,10 @@ def qemu_subject(state_dir: Path, daemon: PrivateLibvirtd) -> Subject:
         pytest.skip(f"no bootable image at {test_image()}; DURANOVA_TEST_IMAGE may name one")
     supplies = FileSupplies(test_image().parent)
     host = LibvirtHost(daemon.name, daemon.uri(), state_dir, qemu_log_dir=daemon.qemu_log_dir)
-    network = NoNetwork()
     subject: Subject
 
     def make() -> LibvirtDriver:
-        return LibvirtDriver(subject.host, supplies, network)
+        return LibvirtDriver(subject.host, supplies, subject.network)
 
     subject = Subject(
         kind="QEMU",

@@ -9,7 +9,7 @@ import pytest
 
 from domain.errors import Fenced, GuestRefused, NotFound
 from domain.guest import Fence
-from domain.ids import new_id
+from domain.ids import new_id, tap_name
 from domain.states import PowerState
 from tests.virt.subjects import BOOT_TIMEOUT_S, Subject, fence, nic
 from tests.virt.waiting import eventually
@@ -305,7 +305,7 @@ def test_nics_are_plugged_changed_and_removed(subject: Subject) -> None:
     driver = subject.driver
     assert driver.networks() == [network_id]
     wires = {part for part in driver.residue(spec.server_id) if part.startswith("rules:")}
-    assert wires == {f"rules:{spec.nics[0].port_id}"}
+    assert wires == {f"rules:{tap_name(spec.nics[0].port_id)}"}
     driver.apply_nics(spec.server_id, [replace(spec.nics[0], port_security=False)])
     driver.apply_nics(new_id(), [nic(network_id)])  # a guest that has just gone
     assert driver.networks() == [network_id]

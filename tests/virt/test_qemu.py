@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyroute2 import netns
 
 from domain.errors import GuestRefused
-from domain.ids import guest_name, tap_name
+from domain.guest import SecurityRule
+from domain.ids import guest_name, new_id, tap_name
 from domain.states import PowerState
 from tests.virt.subjects import BOOT_TIMEOUT_S, Subject, fence, nic, qemu_subject
 from tests.virt.waiting import eventually
 from virt.driver import Cancelled, Progress
 from virt.libvirt.private import NotStarted, PrivateLibvirtd
+from virt.nics import HostNetwork
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(400)]
 
@@ -142,6 +145,44 @@ def test_a_guest_is_connected_to_its_tap(qemu: Subject, private_libvirtd: Privat
     assert qemu.driver.start(spec) == PowerState.RUNNING
     qemu.driver.destroy(spec.server_id, token)
     in_namespace(private_libvirtd, "ip", "tuntap", "del", tap, "mode", "tap")
+
+
+@pytest.fixture
+def inside(private_libvirtd: PrivateLibvirtd) -> Iterator[None]:
+    """This thread, and what it starts, lives in the daemon's network namespace, as a worker does."""
+    netns.pushns(private_libvirtd.network_namespace)
+    yield
+    netns.popns()
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_guest_is_reached_at_its_address_until_it_is_destroyed(
+    qemu: Subject, private_libvirtd: PrivateLibvirtd, tmp_path: Path
+) -> None:
+    qemu.network = HostNetwork(
+        tmp_path / "network", private_libvirtd.name, lambda *_: (404, {}, b""), nat=False
+    )
+    qemu.restart()
+    rule = SecurityRule("ingress", "icmp", remote_cidr="0.0.0.0/0")
+    card = replace(nic(new_id()), rules=(rule,))
+    spec, token = qemu.spawned(nics=(card,))
+    eventually(lambda: pings(card.ip), BOOT_TIMEOUT_S)
+    qemu.restart()  # a new worker finds the guest and its wires
+    assert pings(card.ip)
+    qemu.driver.suspend(spec.server_id)
+    assert not pings(card.ip)
+    assert qemu.driver.resume(spec) == PowerState.RUNNING
+    eventually(lambda: pings(card.ip), BOOT_TIMEOUT_S)
+    qemu.driver.apply_nics(spec.server_id, [replace(card, rules=())])
+    assert f"tap:{tap_name(card.port_id)}" in qemu.driver.residue(spec.server_id)
+    qemu.driver.destroy(spec.server_id, token)
+    assert qemu.driver.residue() == []
+    assert qemu.driver.networks() == []
+
+
+def pings(address: str) -> bool:
+    command = ["ping", "-c", "1", "-W", "1", address]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def test_a_chatty_guest_cannot_fill_the_disk(qemu: Subject) -> None:

@@ -30,6 +30,7 @@ KEEPALIVE_COUNT = 3
 RECONNECT_EVERY_S = 0.2
 ANSWER_WITHIN_S = 10.0
 """How long a call waits for a lost connection to come back before it fails."""
+CLOSE_WITHIN_S = 5.0
 
 _POWER = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
@@ -113,7 +114,7 @@ class Connection:
         self._closing.set()
         self._lost.set()
         if self._keeper is not None:
-            self._keeper.join()
+            self._keeper.join(CLOSE_WITHIN_S)  # it may hang in a daemon that hangs
         self._drop()
 
     # --- the host -------------------------------------------------------------------------------

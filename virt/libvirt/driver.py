@@ -306,11 +306,11 @@ def kill(libvirt: Connection, server_id: str) -> None:
     deadline = time.monotonic() + KILL_WITHIN_S
     patience = threading.Event()
     while (seen := libvirt.look(server_id)) is not None and seen.active:
+        if time.monotonic() > deadline:
+            raise GuestFailure(f"server {server_id} cannot be stopped: its process does not die")
         try:
             libvirt.kill(server_id)
         except GuestFailure:  # a process in a system call dies later
-            if time.monotonic() > deadline:
-                raise
             patience.wait(POLL_S)
 
 
