@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Depends, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from api.context import TheCloud
 from api.fields import Text
@@ -35,7 +35,6 @@ class Attributes(BaseModel):
     model_config = ConfigDict(extra="allow")
     known_options: ClassVar[dict[str, type]] = {"immutable": bool}
     description: Text | None = None
-    enabled: StrictBool = True
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -57,7 +56,7 @@ class Attributes(BaseModel):
 
     def write(self, row: Domain | Project | User | Role, *names: str) -> None:
         """Copy to the row what was sent of ``names`` and of the attributes every kind has."""
-        for name in self.model_fields_set & {"name", "enabled", *names}:
+        for name in self.model_fields_set & {"name", *names}:
             setattr(row, name, getattr(self, name))
         if "description" in self.model_fields_set:
             row.description = self.description or ""

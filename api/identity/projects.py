@@ -46,6 +46,7 @@ class DomainAttributes(Attributes):
     """What a domain may be given."""
 
     name: Name64
+    enabled: StrictBool = True
     tags: Tags = Field(default_factory=list)
     explicit_domain_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
 
@@ -102,7 +103,7 @@ def create_domain(
     domain = Domain(name=body.domain.name)
     if body.domain.explicit_domain_id:
         domain.id = body.domain.explicit_domain_id
-    body.domain.write(domain, "tags")
+    body.domain.write(domain, "enabled", "tags")
     return {"domain": domain_view(identity.store(db, domain), links)}
 
 
@@ -126,7 +127,7 @@ def update_domain(
     """Change a domain; disabling it ends the tokens of its users and projects."""
     domain = identity.get(db, Domain, domain_id)
     check_mutable(domain, body.domain)
-    body.domain.write(domain, "tags")
+    body.domain.write(domain, "enabled", "tags")
     return {"domain": domain_view(identity.store(db, domain), links)}
 
 
@@ -150,6 +151,7 @@ class ProjectAttributes(Attributes):
     domain_id: Id | None = None
     parent_id: Id | None = None
     is_domain: StrictBool = False
+    enabled: StrictBool = True
     tags: Tags = Field(default_factory=list)
 
 
@@ -249,7 +251,7 @@ def create_project(
         raise absent("projects that are domains; POST /v3/domains makes a domain")
     domain_id, parent_id = _place(db, given, who)
     project = Project(name=given.name, domain_id=domain_id, parent_id=parent_id)
-    given.write(project, "tags")
+    given.write(project, "enabled", "tags")
     return {"project": project_view(identity.store(db, project), links)}
 
 
@@ -317,7 +319,7 @@ def update_project(
         raise Forbidden("Update of `parent_id` is not allowed.")
     if given.is_domain:
         raise BadRequest("Update of `is_domain` is not allowed.")
-    given.write(project, "tags")
+    given.write(project, "enabled", "tags")
     return {"project": project_view(identity.store(db, project), links)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, StrictBool, StringConstraints
 from sqlmodel import Session
 
 from api.context import Db, TheCloud, allow
@@ -62,6 +62,7 @@ class UserAttributes(Attributes):
     default_project_id: Id | None = None
     password: Password | None = None
     email: Text | None = None
+    enabled: StrictBool = True
 
     def write_user(self, user: User, password_hash: str | None) -> None:
         """Copy what was sent to the row."""
@@ -69,7 +70,7 @@ class UserAttributes(Attributes):
             "multi_factor_auth_enabled"
         ):
             raise absent("multi-factor authentication")
-        self.write(user, "default_project_id", "email")
+        self.write(user, "default_project_id", "email", "enabled")
         if "password" in self.model_fields_set:
             user.password_hash = password_hash
 
