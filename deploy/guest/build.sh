@@ -153,6 +153,8 @@ install_boot_loader() {
 
 main() {
     local stamp=$OUT/inputs want kernel
+    exec 8<"$OUT"
+    flock 8 # tests that start together share one build
     want=$(inputs)
     if [ -f "$OUT/tiny.qcow2" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
         return
