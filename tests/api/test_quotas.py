@@ -1,20 +1,16 @@
-"""Quota sets, quota classes and limits over HTTP; and the check that creates go through."""
+"""Quota sets, quota classes and limits over HTTP."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
-from sqlmodel import func, select
 
 from db.identity import Domain, Project
-from db.quotas import check_quota, set_limit
 from db.servers import Server
-from db.session import now, reading, transaction
-from domain.errors import QuotaExceeded
+from db.session import now, transaction
 from runtime.settings import Settings
 from tests.conftest import acting_as
 
@@ -253,63 +249,3 @@ def test_only_admins_see_the_limits_of_another_project(client: TestClient, engin
     assert answer.status_code == 403
     assert client.get(f"{ROOT}/limits?reserved=1", headers=at("2.75")).status_code == 200
     assert client.get(f"{ROOT}/limits?colour=1", headers=at("2.75")).status_code == 400
-
-
-# --- the check
-
-
-def wanted(servers: int) -> dict[str, int]:
-    return {"instances": servers, "cores": 2 * servers, "ram": 512 * servers}
-
-
-def test_the_refusal_names_what_is_over_in_novas_words(engine: Engine, settings: Settings) -> None:
-    with transaction(engine) as session:
-        session.add_all([server(), server()])
-        set_limit(session, "project-demo", "instances", 2)
-        set_limit(session, "project-demo", "cores", 5)
-    with transaction(engine) as session, pytest.raises(QuotaExceeded) as caught:
-        check_quota(session, "project-demo", "user-member", wanted(1), settings.quota_defaults)
-    assert caught.value.message == (
-        "Quota exceeded for cores, instances: Requested 2, 1, but already used 4, 2 of 5, 2 cores, instances"
-    )
-
-
-def test_a_users_own_limit_holds_inside_the_projects(engine: Engine, settings: Settings) -> None:
-    with transaction(engine) as session:
-        session.add(server())
-        set_limit(session, "project-demo", "instances", 1, "user-member")
-    with transaction(engine) as session:
-        check_quota(session, "project-demo", "user-other", wanted(1), settings.quota_defaults)
-        with pytest.raises(QuotaExceeded, match="but already used 1 of 1 instances"):
-            check_quota(session, "project-demo", "user-member", wanted(1), settings.quota_defaults)
-
-
-def test_unlimited_lets_everything_pass(engine: Engine, settings: Settings) -> None:
-    with transaction(engine) as session:
-        for name in ("instances", "cores", "ram"):
-            set_limit(session, "project-demo", name, -1)
-        check_quota(session, "project-demo", "user-member", wanted(10**6), settings.quota_defaults)
-
-
-def test_parallel_creates_at_the_limit_give_exactly_the_limit(
-    engine: Engine, settings: Settings
-) -> None:
-    with transaction(engine) as session:
-        set_limit(session, "project-demo", "instances", 5)
-
-    def create(_: int) -> bool:
-        try:
-            with transaction(engine) as session:
-                check_quota(
-                    session, "project-demo", "user-member", wanted(1), settings.quota_defaults
-                )
-                session.add(server())
-        except QuotaExceeded:
-            return False
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(create, range(40)))
-    assert sum(won) == 5
-    with reading(engine) as session:
-        assert session.exec(select(func.count()).select_from(Server)).one() == 5
