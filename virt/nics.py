@@ -17,6 +17,7 @@ from pathlib import Path
 from domain.errors import GuestFailure
 from domain.guest import NicSpec
 from virt.net import dhcp, firewall, kernel, taps, tunnel
+from virt.net.claim import Claim
 from virt.net.metadata import Answer, Listener
 from virt.net.records import Network, Port, Records
 from virt.net.segment import METADATA_IP, Segment, choose_transit, ensure_host_routes
@@ -50,6 +51,7 @@ class HostNetwork:
         self._host_routes = host_routes
         self._run_dir = RUNTIME_DIR / hashlib.sha256(host.encode()).hexdigest()[:12]
         self._domain = "novalocal"
+        self._claim = Claim(host)
         self._peers: tuple[str, ...] = ()
         self._listeners: dict[str, Listener] = {}
         # One change at a time: each is a few dozen milliseconds, and networks share bridges and tables.
@@ -60,6 +62,7 @@ class HostNetwork:
     def open(self) -> None:
         """Prepare the host, and restore all that is recorded: after a restart nothing is missing."""
         with self._lock:
+            self._claim.take()
             self._records.load()
             _prepare_kernel()
             self._drop_unused_networks()
@@ -73,6 +76,7 @@ class HostNetwork:
         with self._lock:
             while self._listeners:
                 self._listeners.popitem()[1].close()
+            self._claim.release()
 
     # --- ports ----------------------------------------------------------------------------------
 
@@ -174,9 +178,10 @@ class HostNetwork:
         """Record ports and their networks: from here on they belong to the host."""
         for nic in nics:
             known = self._records.ports.get(nic.port_id)
-            number = known.number if known else self._records.free_number()
-            if known is None or known.nic != nic:
-                self._records.put_port(Port(server_id=server_id, nic=nic, number=number))
+            if known is None:
+                self._records.put_port(Port(server_id, nic, self._records.free_number()))
+            elif known.nic != nic:
+                self._records.put_port(Port(server_id, nic, known.number, since=known.since))
             self._record_network(nic)
 
     def _record_network(self, nic: NicSpec) -> None:

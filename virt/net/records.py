@@ -35,6 +35,8 @@ class Port:
     """16 bits, unique on this host; marks the port's packets inside the bridge, and its connections."""
     written: int = field(default_factory=time.time_ns)
     """When this record was made; of two descriptions of one subnet the later holds."""
+    since: int = field(default_factory=time.time_ns)
+    """When the port was first plugged; of two ports with one address the host knows the earlier."""
 
     @property
     def tap(self) -> str:

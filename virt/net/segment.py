@@ -234,12 +234,12 @@ def ensure_host_routes(segments: Sequence[Segment]) -> None:
     """Route from the host to each guest whose address means one machine only, and drop other such routes."""
     foreign = [net for net, protocol in host_prefixes() if protocol != ROUTE_PROTOCOL]
     wanted: dict[str, str] = {}
-    for segment in segments:
-        for port in segment.ports:
-            address = IPv4Address(port.nic.ip)
-            if not any(address in net for net in foreign):
-                via = f"via {segment.inner} dev {segment.uplink}"
-                wanted.setdefault(port.nic.ip, f"{via} src {segment.network.transit}")
+    pairs = [(segment, port) for segment in segments for port in segment.ports]
+    for segment, port in sorted(pairs, key=lambda pair: pair[1].since):
+        address = IPv4Address(port.nic.ip)
+        if not any(address in net for net in foreign):
+            via = f"via {segment.inner} dev {segment.uplink} src {segment.network.transit}"
+            wanted.setdefault(port.nic.ip, via)
     present = {
         row["dst"]: f"via {row.get('gateway')} dev {row['dev']} src {row.get('prefsrc')}"
         for row in kernel.show("-4", "route", "show", "table", "main", "proto", ROUTE_PROTOCOL)

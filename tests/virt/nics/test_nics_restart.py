@@ -313,3 +313,14 @@ def test_tap_waits_for_its_rules(
     monkeypatch.setattr(taps, "ensure", watched)
     network.plug("server", [nic])
     assert f"jump from_{tap_name(nic.port_id)}" in seen[0]
+
+
+def test_second_host_is_refused_in_the_same_namespace(
+    lab: Lab, network: HostNetwork, make_nic: MakeNic
+) -> None:
+    network.plug("server", [make_nic(10)])
+    before = lab.state()
+    intruder = HostNetwork(lab.scratch / "elsewhere", "another-host", lab.answer)
+    with pytest.raises(GuestFailure, match=lab.host):
+        intruder.open()
+    assert lab.state() == before
