@@ -228,6 +228,7 @@ def act_on_server(
     try:
         given = action.adapter.validate_python(value)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+        found = [{**e, "loc": (name, *e["loc"])} for e in error.errors()]
+        raise RequestValidationError(found) from None
     server = get_server(db, server_id, scope_of(who))
     return action.handler(Call(db, cloud, who, server, request.scope["request_id"]), given)

@@ -149,12 +149,12 @@ class NamedGroup(Body):
 
 
 def _word_or_list(value: Any) -> str:
-    return "word" if isinstance(value, str) else "list"
+    return "networks" if isinstance(value, str) else "list"  # errors name the tag
 
 
 Networks = Annotated[
     Annotated[list[RequestedNetwork], Field(max_length=64), Tag("list")]
-    | Annotated[Literal["auto", "none"], Tag("word")],
+    | Annotated[Literal["auto", "none"], Tag("networks")],
     Discriminator(_word_or_list),
 ]
 
@@ -205,14 +205,18 @@ class CreateServer(Body):
         return self
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Hints(Body):
     """Wishes for the scheduler; keys it does not know are kept for filters that may."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     group: Uuid | None = None
-    same_host: Uuid | list[Uuid] | None = None
-    different_host: Uuid | list[Uuid] | None = None
+    same_host: Annotated[list[Uuid] | None, BeforeValidator(_listed)] = None
+    different_host: Annotated[list[Uuid] | None, BeforeValidator(_listed)] = None
 
     @model_validator(mode="before")
     @classmethod
