@@ -133,6 +133,13 @@ def _implied_by(session: Session, role: Role) -> list[Role]:
     return identity.roles_named(session, set(implied([role.name])) - {role.name})
 
 
+def _implied_directly(session: Session, role: Role) -> list[Role]:
+    """Without what follows from another implied role: the rules as Keystone lists them."""
+    found = _implied_by(session, role)
+    further = {n for r in found for n in implied([r.name]) - {r.name}}
+    return [r for r in found if r.name not in further]
+
+
 def _short(role: Role, links: Links) -> dict[str, Any]:
     return {"id": role.id, "name": role.name, "links": links.of("roles", role.id)}
 
@@ -145,7 +152,7 @@ def list_role_inferences(
     rules = [
         {"prior_role": _short(r, links), "implies": [_short(i, links) for i in also]}
         for r in identity.search(db, Role)
-        if (also := _implied_by(db, r))
+        if (also := _implied_directly(db, r))
     ]
     return {"role_inferences": rules, "links": links.of("role_inferences")}
 
@@ -158,7 +165,7 @@ def list_implied_roles(
     role = identity.get(db, Role, role_id)
     rule = {
         "prior_role": _short(role, links),
-        "implies": [_short(i, links) for i in _implied_by(db, role)],
+        "implies": [_short(i, links) for i in _implied_directly(db, role)],
     }
     return {"role_inference": rule, "links": links.of("roles", role_id, "implies")}
 
