@@ -49,6 +49,8 @@ class Answer(BaseModel):
     """What the host is told back."""
 
     interval_s: float
+    peers: list[str]
+    """Underlay addresses of the other hosts."""
 
 
 @router.post("/v1/hosts/{host}/report")
@@ -71,7 +73,14 @@ def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheClou
         cloud.launcher.purge(host, server_id, Fence(epoch, "purge"))
     for server in lost:
         _restore(db, cloud.launcher, server, request.scope["request_id"])
-    return Answer(interval_s=0.0 if pending else cloud.settings.report_interval_s)
+    interval_s = 0.0 if pending else cloud.settings.report_interval_s
+    return Answer(interval_s=interval_s, peers=_peers(db, row))
+
+
+def _peers(session: Session, host: Host) -> list[str]:
+    loopback = "127.0.0.1"  # what a host says that shares its networks with nobody
+    query = select(Host.host_ip).where(Host.host_ip != host.host_ip, Host.host_ip != loopback)
+    return sorted(set(session.exec(query))) if host.host_ip != loopback else []
 
 
 @router.get("/v1/hosts/{host}/images/{image_id}")

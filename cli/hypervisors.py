@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from cli.datadir import DataDir, StartError
+from cli.relay import relayed
 from runtime.sealing import host_key
 from runtime.settings import Settings
 from virt.libvirt.connection import answers
 from virt.libvirt.private import NotStarted, PrivateLibvirtd
+from virt.net import uplink
 
 SYSTEM_URI = "qemu:///system"
 Relay = Callable[[Settings], AbstractAsyncContextManager[None]]
@@ -29,7 +32,9 @@ class Hypervisor:
     arguments: tuple[str, ...]
     prefix: tuple[str, ...] = ()
     """Words before the program, e.g. to enter a namespace."""
-    relays: tuple[Relay, ...] = field(default=())
+    relays: tuple[Relay, ...] = ()
+    stop: Callable[[], None] | None = None
+    """Stops what runs beneath; its guests go on."""
 
     def environment(self, settings: Settings) -> dict[str, str]:
         """What the process gets: its own hosts' keys, and no other secret."""
@@ -54,18 +59,36 @@ def plan_hypervisors(driver: str, hosts: int, data: DataDir) -> list[Hypervisor]
         raise StartError("the libvirt driver needs root: use sudo, or --driver fake")
     if hosts == 1 and answers(SYSTEM_URI):
         return [_host(names[0], data, SYSTEM_URI, "/var/log/libvirt/qemu")]
-    return [_private(name, data, own_network=hosts > 1) for name in names]
+    if hosts == 1:
+        return [_private(names[0], data)]
+    return [_private(name, data, number) for number, name in enumerate(names, 1)]
 
 
-def _private(name: str, data: DataDir, *, own_network: bool) -> Hypervisor:
-    daemon = PrivateLibvirtd(data.path / "libvirt" / name, name, own_network=own_network)
+def _private(name: str, data: DataDir, number: int | None = None) -> Hypervisor:
+    """A host on a libvirtd of its own; with a number it has a network of its own as well."""
+    own = number is not None
+    daemon = PrivateLibvirtd(data.path / "libvirt" / name, name, own_network=own)
     try:
         daemon.start()
     except NotStarted as error:
         raise StartError(f"no libvirt: {error}; `duranova doctor` says what is missing") from error
-    if daemon.network_namespace is None:
-        return _host(name, data, daemon.uri(), str(daemon.qemu_log_dir))
-    raise StartError("several libvirt hosts on one machine are not offered yet")
+    host = _host(name, data, daemon.uri(), str(daemon.qemu_log_dir))
+    netns = daemon.network_namespace
+    if netns is None or number is None:
+        return replace(host, stop=daemon.stop)
+    address = uplink.ensure(netns, number)
+
+    def relay(settings: Settings) -> AbstractAsyncContextManager[None]:
+        ports = [urlsplit(settings.control_url).port, settings.temporal_address.rpartition(":")[2]]
+        return relayed(netns, [int(p) for p in ports if p])
+
+    return replace(
+        host,
+        arguments=(*host.arguments, "--host-ip", address),
+        prefix=("nsenter", f"--net=/run/netns/{netns}"),
+        relays=(relay,),
+        stop=daemon.stop,
+    )
 
 
 def _host(name: str, data: DataDir, uri: str, log_dir: str) -> Hypervisor:

@@ -115,7 +115,7 @@ def control(ready_fd: ReadyFd = None) -> None:
 
 
 @app.command()
-def host(  # one option per fact of the host
+def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
     name: Annotated[list[str], typer.Option(help="The host's name; many only with --driver fake.")],
     driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
     state_dir: Annotated[Path, typer.Option(help="Disks and state, below NAME.")] = Path(
@@ -124,6 +124,9 @@ def host(  # one option per fact of the host
     libvirt_uri: Annotated[str, typer.Option()] = "qemu:///system",
     qemu_log_dir: Annotated[Path, typer.Option()] = Path("/var/log/libvirt/qemu"),
     zone: Annotated[str | None, typer.Option(help="Availability zone.")] = None,
+    host_ip: Annotated[
+        str, typer.Option(help="Address the other hosts reach it by.")
+    ] = "127.0.0.1",
     ready_fd: ReadyFd = None,
 ) -> None:
     """Run the worker of one hypervisor. It needs DURANOVA_HOST_KEY, and no database."""
@@ -143,6 +146,7 @@ def host(  # one option per fact of the host
                 libvirt_uri=libvirt_uri,
                 qemu_log_dir=qemu_log_dir,
                 zone=zone,
+                host_ip=host_ip,
             )
             for n in name
         ]

@@ -24,7 +24,7 @@ from cli.serve import api_server, listen
 from db import schema
 from db.bootstrap import bootstrap
 from db.flavors import ensure_default_flavors
-from db.identity import Project
+from db.identity import DEFAULT_DOMAIN, Project
 from db.identity import find as find_identity
 from db.network import ensure_demo_network
 from db.session import open_engine, transaction
@@ -132,7 +132,7 @@ def _prepare_database(settings: Settings, data: DataDir) -> Engine:
     with transaction(engine) as session:
         bootstrap(session, data.secrets.passwords)
         ensure_default_flavors(session)
-        admin = find_identity(session, Project, "admin")
+        admin = find_identity(session, Project, "admin", DEFAULT_DOMAIN)
         assert admin is not None, "bootstrap made it"  # noqa: S101
         ensure_demo_network(session, admin.id)
     return engine
@@ -161,8 +161,10 @@ async def _hosts(
     hypervisors: list[Hypervisor], data: DataDir, settings: Settings, stack: AsyncExitStack
 ) -> None:
     for hypervisor in hypervisors:
-        for keep in hypervisor.relays:
-            await stack.enter_async_context(keep(settings))
+        if hypervisor.stop is not None:
+            stack.push_async_callback(asyncio.to_thread, hypervisor.stop)
+        for relay in hypervisor.relays:
+            await stack.enter_async_context(relay(settings))
     children = [
         Child(
             f"host {h.name}",

@@ -16,7 +16,7 @@ from temporalio.worker import Worker
 
 from activities.host.control_plane import ControlPlane
 from activities.host.guests import PARALLEL_BOOTS, Guests
-from activities.host.reporter import Reporter
+from activities.host.reporter import OnPeers, Reporter
 from domain.ids import host_queue
 from runtime.sealing import Sealer
 from runtime.settings import Settings
@@ -47,11 +47,16 @@ class HostPlan:
     domain_type: str = "qemu"
     qemu_log_dir: Path = Path("/var/log/libvirt/qemu")
     zone: str | None = None
+    host_ip: str = "127.0.0.1"
+    """Where other hosts reach this one: the end of tunnels."""
 
 
-def open_driver(plan: HostPlan, settings: Settings, control: ControlPlane) -> Driver:
-    """The driver of a host, connected."""
+def open_driver(
+    plan: HostPlan, settings: Settings, control: ControlPlane
+) -> tuple[Driver, OnPeers | None]:
+    """The driver of a host, connected, and who wants to know where the other hosts are."""
     driver: Driver
+    on_peers: OnPeers | None = None
     if plan.driver == "fake":
         driver = FakeDriver(plan.name, directory=plan.state_dir, supplies=control)
     else:
@@ -63,19 +68,20 @@ def open_driver(plan: HostPlan, settings: Settings, control: ControlPlane) -> Dr
             domain_type=plan.domain_type,
             console_max_bytes=settings.console_log_max_bytes,
             qemu_log_dir=plan.qemu_log_dir,
+            host_ip=plan.host_ip,
         )
-        driver = LibvirtDriver(host, control, network)
+        driver, on_peers = LibvirtDriver(host, control, network), network.set_peers
     driver.open()
-    return driver
+    return driver, on_peers
 
 
 @asynccontextmanager
 async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[None]:
     """Run one host inside the block: activities are taken once the first report was."""
     control = ControlPlane(settings.control_url, plan.name, plan.key)
-    driver = await asyncio.to_thread(open_driver, plan, settings, control)
+    driver, on_peers = await asyncio.to_thread(open_driver, plan, settings, control)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=plan.name)
-    reporter = Reporter(driver, control, plan.zone)
+    reporter = Reporter(driver, control, plan.zone, on_peers)
     reports = asyncio.create_task(reporter.run())
     worker = Worker(
         client,

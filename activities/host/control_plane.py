@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import httpx
 from pydantic import TypeAdapter
@@ -16,6 +16,16 @@ from virt.driver import Supplies
 _CHUNK = 1024 * 1024
 _FILES = TypeAdapter(dict[str, bytes])
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the control plane says to a report."""
+
+    interval_s: float
+    """Until the next one is wanted."""
+    peers: tuple[str, ...]
+    """Underlay addresses of the other hosts."""
 
 
 class ControlPlane(Supplies):
@@ -66,8 +76,8 @@ class ControlPlane(Supplies):
 
     def report(
         self, epoch: str, zone: str | None, inventory: Inventory, guests: list[GuestReport]
-    ) -> float:
-        """Tell what this host has and runs; returns the seconds until the next report is wanted."""
+    ) -> Told:
+        """Tell what this host has and runs. Unavailable when the control plane does not take it."""
         body = {
             "epoch": epoch,
             "availability_zone": zone,
@@ -80,7 +90,8 @@ class ControlPlane(Supplies):
             raise Unavailable(f"control plane: {error}") from error
         if response.status_code != 200:
             raise Unavailable(f"control plane: HTTP {response.status_code} {response.text[:200]}")
-        return float(response.json()["interval_s"])
+        answer = response.json()
+        return Told(float(answer["interval_s"]), tuple(answer["peers"]))
 
     def _get(self, path: str) -> tuple[int, bytes]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -12,6 +13,8 @@ from domain.ids import new_id
 from virt.driver import Driver
 
 _log = structlog.get_logger(__name__)
+OnPeers = Callable[[Sequence[str]], None]
+"""Told the underlay addresses of the other hosts when they change."""
 _SOON_S = 1.0
 """After a failed report, and between the two that confirm a change."""
 
@@ -19,8 +22,16 @@ _SOON_S = 1.0
 class Reporter:
     """Keeps the control plane informed; never stops because a report failed."""
 
-    def __init__(self, driver: Driver, control: ControlPlane, zone: str | None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        control: ControlPlane,
+        zone: str | None,
+        on_peers: OnPeers | None = None,
+    ) -> None:
         self._driver = driver
+        self._on_peers = on_peers
+        self._peers: tuple[str, ...] = ()
         self._control = control
         self._zone = zone
         self._epoch = new_id()
@@ -52,7 +63,11 @@ class Reporter:
     def _report(self) -> float | None:
         try:
             inventory, guests = self._driver.inventory(), self._driver.guests()
-            return self._control.report(self._epoch, self._zone, inventory, guests)
+            told = self._control.report(self._epoch, self._zone, inventory, guests)
+            if self._on_peers is not None and told.peers != self._peers:
+                self._on_peers(told.peers)
+                self._peers = told.peers
+            return told.interval_s
         except DuranovaError as error:
             _log.warning("report failed", error=error.message)
             return None
