@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -219,25 +218,23 @@ def _listed(project_id: str, is_admin: bool, filters: ImageFilters) -> ColumnEle
 def _conditions(filters: ImageFilters) -> list[ColumnElement[bool]]:
     image: Any = Image  # columns chosen by name
     terms = [getattr(image, name).in_(values) for name, values in filters.among.items()]
-    terms += [_tagged(tag) for tag in filters.tags]
+    terms += [_holds(image.tags, "[", json.dumps(tag)) for tag in filters.tags]
     if filters.size_min is not None:
         terms.append(image.size >= filters.size_min)
     if filters.size_max is not None:
         terms.append(image.size <= filters.size_max)
     terms += [OPERATORS[op](getattr(image, name), when) for name, op, when in filters.instants]
     for name, value in filters.properties.items():
-        plain = re.fullmatch(r"[\w.:\- ]{1,255}", name)  # what a JSON path can name safely
-        terms.append(image.properties[name].as_string() == value if plain else false())
+        terms.append(_holds(image.properties, "{", f"{json.dumps(name)}: {json.dumps(value)}"))
     return terms
 
 
-def _tagged(tag: str) -> ColumnElement[bool]:
-    # A JSON list is one text in both databases, and inside its strings quotes are escaped, so an
-    # element begins either the list or follows a comma. Comparing after REPLACE minds the case; LIKE
-    # would not.
-    text = cast(Image.tags, String)
-    element = json.dumps(tag)
-    return or_(*(func.replace(text, start + element, "") != text for start in ("[", ", ")))
+def _holds(column: Any, opening: str, element: str) -> ColumnElement[bool]:
+    # A JSON column is one text in both databases, and inside its strings quotes are escaped, so what
+    # begins with a quote after the opening bracket or a comma is an element. (JSON paths would differ
+    # between databases in how they spell keys.) Comparing after REPLACE minds the case; LIKE would not.
+    text = cast(column, String)
+    return or_(*(func.replace(text, start + element, "") != text for start in (opening, ", ")))
 
 
 def find_member(session: Session, image_id: str, member_id: str) -> ImageMember | None:

@@ -307,8 +307,7 @@ def test_after_a_refusal_the_image_takes_good_data(client: TestClient, tmp_path:
 @pytest.fixture
 def address(cloud: Cloud) -> Iterator[tuple[str, int]]:
     """A real server on a free port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections from now on
         config = uvicorn.Config(build_app(cloud), log_level="error", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -30,8 +30,7 @@ PASSWORDS = {"admin": "admin-secret", "demo": "demo-secret", "alt": "alt-secret"
 @pytest.fixture
 def url(cloud: Cloud, settings: Settings) -> Iterator[str]:
     """A served cloud with its first users; the address of its identity service."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections from now on
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         settings = settings.model_copy(update={"public_url": address})
         with transaction(cloud.engine) as session:
