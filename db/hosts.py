@@ -17,7 +17,7 @@ from db.session import now
 from domain.errors import BadRequest, Conflict, NotFound
 from domain.guest import Inventory
 from domain.ids import new_id
-from domain.usage import Usage
+from domain.usage import NOTHING_USED, Usage
 
 _PLACEMENT_LOCK = (
     0x6475726F  # any number of our own; PostgreSQL's advisory locks share one name space
@@ -198,8 +198,12 @@ def set_allocation_ratios(
     return host
 
 
-def usage_by_host(session: Session) -> dict[str, Usage]:
-    """What is claimed, by host; a host without claims is missing."""
+UsageRow = tuple[str, int, int, int, int, int]
+"""host, vcpus, ram_mb, disk_gb, servers, building"""
+
+
+def usage_rows(session: Session) -> dict[str, UsageRow]:
+    """What is claimed, by host, as the database sums it; a host without claims is missing."""
     query = sa.select(
         col(Claim.host),
         func.sum(Claim.vcpus),
@@ -208,11 +212,18 @@ def usage_by_host(session: Session) -> dict[str, Usage]:
         func.count(),
         func.sum(case((col(Claim.building), 1), else_=0)),
     ).group_by(col(Claim.host))
-    rows = session.connection().execute(query)
-    return {
-        host: Usage(int(vcpus), int(ram), int(disk), servers, int(building))
-        for host, vcpus, ram, disk, servers, building in rows
-    }
+    rows = session.connection().execute(query).all()
+    return {host: (host, cpu, ram, disk, n, io) for host, cpu, ram, disk, n, io in rows}
+
+
+def usage_of(row: UsageRow | None) -> Usage:
+    """One of ``usage_rows`` by name; None is a host without claims."""
+    return Usage(*row[1:]) if row else NOTHING_USED
+
+
+def usage_by_host(session: Session) -> dict[str, Usage]:
+    """What is claimed, by host; a host without claims is missing."""
+    return {host: usage_of(row) for host, row in usage_rows(session).items()}
 
 
 def lock_placement(session: Session) -> None:

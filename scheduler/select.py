@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from heapq import nlargest, nsmallest
 from zlib import crc32
 
 from scheduler.filters import Filter
@@ -14,6 +14,10 @@ KEPT = 100
 """Ranked hosts returned; the rest is only counted."""
 _EXAMINED = 200
 """Refused hosts that are examined for the nearest fix."""
+
+_DIGITS = 9
+_SAME = 10**-_DIGITS
+"""Totals that differ less are equal: the rest is rounding."""
 
 _Refusal = tuple[HostState, int, str]
 """host, index of the filter, reason"""
@@ -64,16 +68,20 @@ def _rank(
         if weigher.concerns(request)
         and (column := _normalised([weigher.weigh(h, request) for h in passed], multiplier))
     }
-    totals = [sum(row) for row in zip(*columns.values(), strict=True)] or [0.0] * len(passed)
+    telling = [column for column in columns.values() if any(column)]
+    totals = [sum(row) for row in zip(*telling, strict=True)] or [0.0] * len(passed)
+    least = min(nlargest(KEPT, totals), default=0.0) - _SAME
     # Equal hosts are taken in an order of the server's own, so that a burst spreads over them.
     salt = crc32(request.server_id.encode())
-    order = sorted(
-        range(len(passed)),
-        key=lambda i: (-round(totals[i], 9), crc32(passed[i].name.encode(), salt), passed[i].name),
-    )
+    keys = [
+        (-round(total, _DIGITS), crc32(host.name.encode(), salt), host.name, i)
+        for i, (total, host) in enumerate(zip(totals, passed, strict=True))
+        if total >= least
+    ]
+    best = nsmallest(KEPT, keys)
     return tuple(
         Ranked(passed[i].name, totals[i], {name: column[i] for name, column in columns.items()})
-        for i in islice(order, KEPT)
+        for *_, i in best
     )
 
 

@@ -12,10 +12,9 @@ from sqlmodel import Session, col
 
 from db.groups import Aggregate as AggregateRow
 from db.groups import AggregateHost, ServerGroup
-from db.hosts import Host, group_members, hosts_of_servers, usage_by_host
+from db.hosts import Host, UsageRow, group_members, hosts_of_servers, usage_of, usage_rows
 from db.operations import Operation
 from db.servers import Server
-from domain.usage import NOTHING_USED
 from runtime.settings import Settings
 from scheduler.model import Aggregate, Group, HostFacts, HostState, Request
 
@@ -24,6 +23,8 @@ _HINTED_SERVERS = 100
 """Server ids of one hint that are looked up; the rest is ignored."""
 
 Memberships = list[tuple[str, int]]
+_Seen = tuple[Any, UsageRow | None, str | None]
+"""updated_at, usage, why it is down"""
 
 
 class Snapshots:
@@ -37,31 +38,31 @@ class Snapshots:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._facts: dict[str, tuple[Any, HostFacts]] = {}
+        """name → (the row's ``updated_at``, facts)"""
+        self._states: dict[str, tuple[_Seen, HostState]] = {}
+        """name → (what the state was made of, state)"""
         self._aggregates: tuple[list[Any], Memberships] = ([], [])
 
     def hosts(self, session: Session, now: datetime) -> list[HostState]:
         """Every host that ever reported, by name."""
-        connection = session.connection()
         self._refresh_aggregates(session)
-        # As text SQLite hands the instant over unparsed; it is only compared.
-        stamp = sa.type_coerce(col(Host.updated_at), sa.types.NullType())
-        seen = connection.execute(sa.select(col(Host.name), stamp).order_by(col(Host.name))).all()
+        seen = _stamps(session)
         known = self._facts
-        stale = [
-            name for name, stamp in seen if (entry := known.get(name)) is None or entry[0] != stamp
-        ]
+        stale = [n for n, stamp in seen if n not in known or known[n][0] != stamp]
         if stale:
             self._read_facts(session, dict(seen), stale)
-        if len(known) > len(seen):
-            here = {name for name, _ in seen}
-            for name in known.keys() - here:
-                del known[name]
-        usage = usage_by_host(session)
+        used = usage_rows(session)
         down = _down(session, now, self._settings.host_silent_after_s)
-        return [
-            HostState(known[name][1], usage.get(name, NOTHING_USED), down.get(name))
-            for name, _ in seen
-        ]
+        states: dict[str, tuple[_Seen, HostState]] = {}
+        for name, stamp in seen:
+            made_of = (stamp, used.get(name), down.get(name))
+            entry = self._states.get(name)
+            if entry is None or entry[0] != made_of:
+                state = HostState(known[name][1], usage_of(made_of[1]), made_of[2])
+                entry = (made_of, state)
+            states[name] = entry
+        self._states = states  # without the hosts that are gone
+        return [state for _, state in states.values()]
 
     def _refresh_aggregates(self, session: Session) -> None:
         connection = session.connection()
@@ -84,6 +85,7 @@ class Snapshots:
             ]
         if (rows, members) != self._aggregates:
             self._facts.clear()
+            self._states.clear()
             self._aggregates = (rows, members)
 
     def _read_facts(self, session: Session, stamps: Mapping[str, Any], names: list[str]) -> None:
@@ -99,6 +101,13 @@ class Snapshots:
         for row in session.connection().execute(query):
             facts = _facts(row, tuple(of_host.get(row.name, ())), self._settings)
             self._facts[row.name] = (stamps.get(row.name), facts)
+
+
+def _stamps(session: Session) -> list[tuple[str, Any]]:
+    """(name, updated_at) of every host; the instant as the driver hands it over, only to be compared."""
+    stamp = sa.type_coerce(col(Host.updated_at), sa.types.NullType())
+    query = sa.select(col(Host.name), stamp).order_by(col(Host.name))
+    return [(name, stamp) for name, stamp in session.connection().execute(query).all()]
 
 
 def host_states(session: Session, settings: Settings, now: datetime) -> list[HostState]:

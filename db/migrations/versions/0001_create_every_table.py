@@ -80,6 +80,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("uuid"),
     )
     op.create_table(
+        "idempotency_key",
+        sa.Column("project_id", sa.String(length=36), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("answer_sealed", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("project_id", "key"),
+    )
+    op.create_table(
         "identity_domain",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -120,8 +129,8 @@ def upgrade() -> None:
         sa.Column("min_ram", sa.Integer(), nullable=False),
         sa.Column("protected", sa.Boolean(), nullable=False),
         sa.Column("hidden", sa.Boolean(), nullable=False),
-        sa.Column("size", sa.Integer(), nullable=True),
-        sa.Column("virtual_size", sa.Integer(), nullable=True),
+        sa.Column("size", sa.BigInteger(), nullable=True),
+        sa.Column("virtual_size", sa.BigInteger(), nullable=True),
         sa.Column("checksum", sa.String(length=32), nullable=True),
         sa.Column("sha512", sa.String(length=128), nullable=True),
         sa.Column("properties", sa.JSON(), nullable=False),
@@ -367,7 +376,7 @@ def upgrade() -> None:
         "image_member",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("image_id", sa.String(length=36), nullable=False),
-        sa.Column("member_id", sa.String(length=36), nullable=False),
+        sa.Column("member_id", sa.String(length=255), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("updated_at", sa.DateTime(), nullable=False),
@@ -755,6 +764,7 @@ def downgrade() -> None:
     op.drop_table("identity_role")
     op.drop_table("identity_revoked_token")
     op.drop_table("identity_domain")
+    op.drop_table("idempotency_key")
     op.drop_table("host")
     op.drop_table("flavor")
     op.drop_table("aggregate")
