@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import UniqueConstraint, delete, or_
+import sqlalchemy
+from sqlalchemy import Select, UniqueConstraint, bindparam, delete, or_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import instant, json_column, stamped
-from db.session import now
+from db.session import UtcDateTime, now
 from domain.errors import Conflict, NotFound
 
 DEFAULT_DOMAIN = "default"
@@ -367,38 +369,38 @@ class Bearer:
 
 def still_stands(session: Session, bearer: Bearer) -> bool:
     """Whether nothing the token rests on was revoked, disabled or deleted since; one statement."""
-    home = aliased(Domain)
-    revoked = select(RevokedToken.jti).where(RevokedToken.jti == bearer.token_id).exists()
-    statement = (
-        select(User.id)
-        .join(home, col(home.id) == col(User.domain_id))
-        .where(
-            User.id == bearer.user_id,
-            col(User.enabled),
-            home.enabled,
-            or_(
-                col(User.tokens_valid_after).is_(None),
-                col(User.tokens_valid_after) < bearer.issued_at,
-            ),
-            ~revoked,
-        )
+    statement = _standing(
+        bool(bearer.project_id), bool(bearer.domain_id), bool(bearer.application_credential_id)
     )
-    if bearer.project_id:
-        place = aliased(Domain)
-        project = select(Project.id).join(place, col(place.id) == col(Project.domain_id))
-        enabled = project.where(
-            Project.id == bearer.project_id, col(Project.enabled), place.enabled
+    return session.execute(statement, asdict(bearer)).first() is not None
+
+
+@cache  # every request asks, and building the statement takes far longer than running it
+def _standing(project: bool, domain: bool, credential: bool) -> Select[Any]:
+    home, place = aliased(Domain), aliased(Domain)
+    revoked = select(RevokedToken.jti).where(col(RevokedToken.jti) == bindparam("token_id"))
+    valid_after = col(User.tokens_valid_after)
+    issued_at = bindparam("issued_at", type_=UtcDateTime())
+    statement: Select[Any] = (
+        sqlalchemy.select(col(User.id))
+        .join(home, col(home.id) == col(User.domain_id))
+        .where(col(User.id) == bindparam("user_id"), col(User.enabled), col(home.enabled))
+        .where(or_(valid_after.is_(None), valid_after < issued_at), ~revoked.exists())
+    )
+    if project:
+        statement = (
+            statement.join(Project, col(Project.id) == bindparam("project_id"))
+            .join(place, col(place.id) == col(Project.domain_id))
+            .where(col(Project.enabled), col(place.enabled))
         )
-        statement = statement.where(enabled.exists())
-    if bearer.domain_id:
-        domain = select(Domain.id).where(Domain.id == bearer.domain_id, col(Domain.enabled))
-        statement = statement.where(domain.exists())
-    if bearer.application_credential_id:
-        credential = select(ApplicationCredential.id).where(
-            ApplicationCredential.id == bearer.application_credential_id
-        )
-        statement = statement.where(credential.exists())
-    return session.exec(statement).first() is not None
+    if domain:
+        scope = aliased(Domain)
+        statement = statement.join(scope, col(scope.id) == bindparam("domain_id"))
+        statement = statement.where(col(scope.enabled))
+    if credential:
+        wanted = col(ApplicationCredential.id) == bindparam("application_credential_id")
+        statement = statement.join(ApplicationCredential, wanted)
+    return statement
 
 
 def revoke_token(session: Session, token_id: str, expires_at: datetime) -> None:
