@@ -16,15 +16,17 @@ from pathlib import Path
 
 from domain.errors import GuestFailure
 from domain.guest import NicSpec
-from virt.net import dhcp, firewall, kernel, taps, tunnel
-from virt.net.claim import Claim
+from virt.net import dhcp, kernel, rules, taps, tunnel
+from virt.net.firewall import Firewall
 from virt.net.metadata import Answer, Listener
 from virt.net.records import Network, Port, Records
-from virt.net.segment import METADATA_IP, Segment, choose_transit, ensure_host_routes
+from virt.net.segment import Segment, choose_transit, ensure_host_routes
 
 _log = logging.getLogger(__name__)
 
 RUNTIME_DIR = Path("/run/duranova")
+DOMAIN = "novalocal"
+"""Follows the host names of guests, as Nova's default has it."""
 
 
 class HostNetwork:
@@ -49,9 +51,7 @@ class HostNetwork:
         self._metadata = metadata
         self._nat = nat
         self._host_routes = host_routes
-        self._run_dir = RUNTIME_DIR / hashlib.sha256(host.encode()).hexdigest()[:12]
-        self._domain = "novalocal"
-        self._claim = Claim(host)
+        self._firewall = Firewall("", nat)
         self._peers: tuple[str, ...] = ()
         self._listeners: dict[str, Listener] = {}
         # One change at a time: each is a few dozen milliseconds, and networks share bridges and tables.
@@ -62,8 +62,8 @@ class HostNetwork:
     def open(self) -> None:
         """Prepare the host, and restore all that is recorded: after a restart nothing is missing."""
         with self._lock:
-            self._claim.take()
             self._records.load()
+            self._firewall = Firewall(f"duranova_{self._records.instance}", self._nat)
             _prepare_kernel()
             self._drop_unused_networks()
             self._load_filter()
@@ -76,14 +76,13 @@ class HostNetwork:
         with self._lock:
             while self._listeners:
                 self._listeners.popitem()[1].close()
-            self._claim.release()
 
     # --- ports ----------------------------------------------------------------------------------
 
     def plug(self, server_id: str, nics: Sequence[NicSpec]) -> None:
         """Wire exactly these cards for a server; its taps are up and filtered on return."""
         for nic in nics:
-            firewall.check(nic)
+            rules.check(nic)
         with self._lock:
             wanted = {nic.port_id for nic in nics}
             self._unplug(
@@ -113,7 +112,7 @@ class HostNetwork:
         Connections that exist go on; what the rules no longer allow cannot begin.
         """
         for nic in nics:
-            firewall.check(nic)
+            rules.check(nic)
         with self._lock:
             mine = {p.nic.port_id: p for p in self._records.of_server(server_id)}
             known = [nic for nic in nics if nic.port_id in mine]
@@ -138,10 +137,10 @@ class HostNetwork:
             named = {p.tap for p in ports}
             found_taps = {
                 tap
-                for tap, owner in taps.present().items()
+                for tap, owner in taps.present(self._identity).items()
                 if server_id in {None, owner} or tap in named
             }
-            rules = firewall.present()
+            rules = self._firewall.present()
             if server_id is not None:
                 rules &= named | found_taps
             entries = dhcp.entries_below(self._run_dir)
@@ -167,12 +166,22 @@ class HostNetwork:
 
     # --- inside ---------------------------------------------------------------------------------
 
+    @property
+    def _run_dir(self) -> Path:
+        return RUNTIME_DIR / self._records.instance
+
+    @property
+    def _identity(self) -> str:
+        """Several hosts may share a machine, even a namespace: this tells their things apart."""
+        named = f"{self._host}/{self._records.instance}"
+        return hashlib.sha256(named.encode()).hexdigest()[:12]
+
     def _segment(self, network_id: str) -> Segment:
         ports = self._records.of_network(network_id)
-        return Segment(self._host, self._records.networks[network_id], ports)
+        return Segment(self._identity, self._records.networks[network_id], ports)
 
     def _dhcp(self, segment: Segment) -> dhcp.Dhcp:
-        return dhcp.Dhcp(segment, self._run_dir / segment.netns, self._domain)
+        return dhcp.Dhcp(segment, self._run_dir / segment.netns, DOMAIN)
 
     def _record(self, server_id: str, nics: Sequence[NicSpec]) -> None:
         """Record ports and their networks: from here on they belong to the host."""
@@ -204,7 +213,7 @@ class HostNetwork:
 
     def _ensure_network(self, network_id: str) -> None:
         segment = self._segment(network_id)
-        kernel.nft(firewall.network_on(segment))
+        self._firewall.add_network(segment)
         segment.ensure()
         tunnel.ensure(segment, self._peers)
         self._dhcp(segment).ensure()
@@ -226,7 +235,7 @@ class HostNetwork:
         """Undo ``plug`` for some ports; their records go last, so that a crash leaves none behind."""
         for port in list(ports):
             taps.remove(port)
-            kernel.nft(firewall.port_off(port))
+            self._firewall.remove_port(port)
             network_id = port.nic.network_id
             rest = [p for p in self._records.of_network(network_id) if p != port]
             if not rest:
@@ -234,7 +243,7 @@ class HostNetwork:
                 self._records.drop_port(port.nic.port_id)
                 self._records.drop_network(network_id)
                 continue
-            without = Segment(self._host, self._records.networks[network_id], rest)
+            without = Segment(self._identity, self._records.networks[network_id], rest)
             without.ensure()
             self._dhcp(without).ensure()
             self._records.drop_port(port.nic.port_id)
@@ -248,7 +257,7 @@ class HostNetwork:
         segment = self._segment(network_id)
         self._dhcp(segment).remove()
         segment.remove()
-        kernel.nft(firewall.network_off(segment))
+        self._firewall.remove_network(segment)
         if not self._records.networks.keys() - {network_id}:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
@@ -261,26 +270,16 @@ class HostNetwork:
             self._record_network(port.nic)
 
     def _load_filter(self) -> None:
-        """Load the whole filter in one transaction: nothing old remains, and there is no moment without."""
         segments = [self._segment(network_id) for network_id in self._records.networks]
-        script = firewall.tables(self._nat, dhcp.upstream_servers(), self._peers)
-        script += "".join(firewall.network_on(segment) for segment in segments)
-        script += "".join(firewall.port_on(port, _servers(s)) for s in segments for port in s.ports)
-        kernel.nft(script)
+        self._firewall.load(segments, dhcp.upstream_servers(), self._peers)
 
     def _load_ports(self, port_ids: Iterable[str]) -> None:
         ports = [self._records.ports[port_id] for port_id in sorted(port_ids)]
-        script = (firewall.port_on(p, _servers(self._segment(p.nic.network_id))) for p in ports)
-        kernel.nft("".join(script))
+        self._firewall.set_ports((p, self._segment(p.nic.network_id)) for p in ports)
 
     def _ensure_routes(self) -> None:
         if self._host_routes:
             ensure_host_routes([self._segment(n) for n in self._records.networks])
-
-
-def _servers(segment: Segment) -> list[str]:
-    """Where DHCP answers on a network come from."""
-    return [METADATA_IP, *(s.gateway_ip for s in segment.subnets if s.gateway_ip)]
 
 
 def _moved(known: Port, server_id: str, nic: NicSpec) -> bool:

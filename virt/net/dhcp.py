@@ -176,11 +176,12 @@ def _render_subnet(subnet: SubnetSpec, mtu: int) -> list[str]:
     option = f"dhcp-option=tag:{tag},option:"
     gateway = subnet.gateway_ip
     # A destination by way of 0.0.0.0 is on the link itself.
-    routes = [*subnet.host_routes, (f"{METADATA_IP}/32", gateway or "0.0.0.0")]
+    own = [(to, hop) for to, hop in subnet.host_routes if ":" not in to]
+    routes = [*own, (f"{METADATA_IP}/32", gateway or "0.0.0.0")]
     if gateway and not any(destination == "0.0.0.0/0" for destination, _hop in routes):
         routes.append(("0.0.0.0/0", gateway))
     flat = ",".join(f"{destination},{hop}" for destination, hop in routes)
-    names = ",".join(subnet.dns_nameservers) or gateway or METADATA_IP
+    names = ",".join(ip for ip in subnet.dns_nameservers if ":" not in ip) or gateway or METADATA_IP
     lines = [
         f"dhcp-range=set:{tag},{prefix.network_address},static,{prefix.netmask},{LEASE_S}",
         f"{option}router,{gateway}" if gateway else f"{option}router",

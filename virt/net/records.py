@@ -69,6 +69,9 @@ class Records:
     """The ports and networks of one host; each is one file, replaced atomically."""
 
     def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self.instance = ""
+        """Names this set of records, wherever it is kept; empty until loaded."""
         self._ports_dir = state_dir / "ports"
         self._networks_dir = state_dir / "networks"
         self.ports: dict[str, Port] = {}
@@ -76,10 +79,18 @@ class Records:
 
     def load(self) -> None:
         """Read all records anew."""
+        self.instance = self._load_instance()
         for folder in (self._ports_dir, self._networks_dir):
             folder.mkdir(parents=True, exist_ok=True)
         self.ports = {p.nic.port_id: p for p in _read(self._ports_dir, _PORT)}
         self.networks = {n.id: n for n in _read(self._networks_dir, _NETWORK)}
+
+    def _load_instance(self) -> str:
+        path = self._state_dir / "instance"
+        if not path.exists():
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+            _write(path, secrets.token_hex(4).encode())
+        return path.read_text()
 
     def put_port(self, port: Port) -> None:
         """Record a port, or its newer description."""

@@ -108,6 +108,11 @@ class Segment:
         return subnets_of(self.ports)
 
     @property
+    def gateways(self) -> list[str]:
+        """The gateway addresses of the subnets."""
+        return [s.gateway_ip for s in self.subnets if s.gateway_ip]
+
+    @property
     def inner(self) -> str:
         """The namespace's address on the transit link."""
         return str(IPv4Address(self.network.transit) + 1)
@@ -208,7 +213,7 @@ def choose_transit(segment_subnets: Iterable[str], taken: Iterable[str]) -> str:
     """
     avoid = [IPv4Network(cidr) for cidr in segment_subnets]
     avoid += [IPv4Network(f"{first}/31") for first in taken]
-    avoid += [net for net, _protocol in host_prefixes()]
+    avoid += [net for net, _protocol, _device in host_prefixes()]
     for pool in TRANSIT_POOLS:
         for candidate in IPv4Network(pool).subnets(new_prefix=31):
             if not any(candidate.overlaps(net) for net in avoid):
@@ -216,8 +221,8 @@ def choose_transit(segment_subnets: Iterable[str], taken: Iterable[str]) -> str:
     raise GuestFailure("No transit addresses are left on this host")
 
 
-def host_prefixes() -> list[tuple[IPv4Network, str]]:
-    """(prefix, routing protocol) of what the host can reach other than by its default route."""
+def host_prefixes() -> list[tuple[IPv4Network, str, str]]:
+    """(prefix, routing protocol, device) of what the host can reach other than by its default route."""
     rows = kernel.show("-4", "route", "show", "table", "main")
     rows += kernel.show("-4", "route", "show", "table", "local")
     found = []
@@ -226,13 +231,16 @@ def host_prefixes() -> list[tuple[IPv4Network, str]]:
             continue
         prefix = IPv4Network(row["dst"], strict=False)
         if prefix.prefixlen > 1:  # halves of everything are a default route, too
-            found.append((prefix, str(row.get("protocol", ""))))
+            found.append((prefix, str(row.get("protocol", "")), str(row.get("dev", ""))))
     return found
 
 
 def ensure_host_routes(segments: Sequence[Segment]) -> None:
     """Route from the host to each guest whose address means one machine only, and drop other such routes."""
-    foreign = [net for net, protocol in host_prefixes() if protocol != ROUTE_PROTOCOL]
+    mine = {segment.uplink for segment in segments}
+    foreign = [
+        net for net, protocol, device in host_prefixes() if not _guest_route(protocol, device, mine)
+    ]
     wanted: dict[str, str] = {}
     pairs = [(segment, port) for segment in segments for port in segment.ports]
     for segment, port in sorted(pairs, key=lambda pair: pair[1].since):
@@ -243,6 +251,7 @@ def ensure_host_routes(segments: Sequence[Segment]) -> None:
     present = {
         row["dst"]: f"via {row.get('gateway')} dev {row['dev']} src {row.get('prefsrc')}"
         for row in kernel.show("-4", "route", "show", "table", "main", "proto", ROUTE_PROTOCOL)
+        if row["dev"] in mine
     }
     kernel.ip(
         [
@@ -258,6 +267,10 @@ def ensure_host_routes(segments: Sequence[Segment]) -> None:
             ),
         ]
     )
+
+
+def _guest_route(protocol: str, device: str, uplinks: set[str]) -> bool:
+    return protocol == ROUTE_PROTOCOL and device in uplinks
 
 
 def _digest(text: str) -> str:

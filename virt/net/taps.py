@@ -6,7 +6,7 @@ from virt.net import kernel
 from virt.net.records import Port
 from virt.net.segment import Segment
 
-_OWNER = "duranova-server:"
+_OWNER = "duranova:"
 
 
 def ensure(port: Port, segment: Segment) -> None:
@@ -23,7 +23,7 @@ def ensure(port: Port, segment: Segment) -> None:
     kernel.ip(
         [
             # The kernel's side must not have the guest's own MAC.
-            f"link set {port.tap} address fe{port.nic.mac.lower()[2:]} alias {_OWNER}{port.server_id}",
+            f"link set {port.tap} address fe{port.nic.mac.lower()[2:]} alias {_alias(segment.host)}{port.server_id}",
             f"link set {port.tap} mtu {port.nic.mtu} addrgenmode none master {segment.bridge}",
             f"link set {port.tap} type bridge_slave learning {loose} flood {loose}",
         ]
@@ -39,10 +39,15 @@ def remove(port: Port) -> None:
         kernel.ip([f"link delete {port.tap}"])
 
 
-def present() -> dict[str, str]:
-    """tap → server id of all taps of ours that exist."""
+def present(host: str) -> dict[str, str]:
+    """tap → server id of all taps of this host that exist."""
+    mine = _alias(host)
     return {
-        name: link["ifalias"].removeprefix(_OWNER)
+        name: link["ifalias"].removeprefix(mine)
         for name, link in kernel.links().items()
-        if link.get("ifalias", "").startswith(_OWNER)
+        if link.get("ifalias", "").startswith(mine)
     }
+
+
+def _alias(host: str) -> str:
+    return f"{_OWNER}{host}:"

@@ -38,6 +38,6 @@ def ensure(netns: str, number: int) -> str:
         ],
         netns,
     )
-    kernel.set_sysctls({"net.ipv4.ip_forward": "1"})
+    kernel.set_sysctls({"net/ipv4/ip_forward": "1"})
     kernel.nft(_TABLE.format(prefix=_PREFIX))
     return address
