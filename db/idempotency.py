@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from pydantic import BaseModel
 from sqlmodel import Field, Session, SQLModel, col, delete
@@ -12,9 +13,16 @@ from sqlmodel import Field, Session, SQLModel, col, delete
 from db.columns import stamped
 from db.session import insert_unique, now
 from domain.errors import BadRequest, Conflict
-from runtime.sealing import Sealer
 
 KEPT = timedelta(hours=24)
+
+
+class Seal(Protocol):
+    """What keeps the answers unreadable at rest (``runtime.sealing.Sealer``)."""
+
+    def seal(self, data: bytes) -> str: ...
+
+    def unseal(self, sealed: str) -> bytes: ...
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -47,7 +55,7 @@ class Idempotent:
         return cls(project_id, key, print_)
 
 
-def find_answer(session: Session, sealer: Sealer, asked: Idempotent) -> str | None:
+def find_answer(session: Session, sealer: Seal, asked: Idempotent) -> str | None:
     """The answer already given to this request; Conflict when the key was used for another one."""
     if asked.key is None:
         return None
@@ -59,7 +67,7 @@ def find_answer(session: Session, sealer: Sealer, asked: Idempotent) -> str | No
     return sealer.unseal(row.answer_sealed).decode()
 
 
-def keep_answer(session: Session, sealer: Sealer, asked: Idempotent, answer: str) -> None:
+def keep_answer(session: Session, sealer: Seal, asked: Idempotent, answer: str) -> None:
     """Remember the answer for 24 hours, in the transaction of what it answers; Conflict when the same
     request is being carried out right now."""
     if asked.key is None:
