@@ -23,6 +23,7 @@ from runtime.settings import Settings
 from virt.driver import Driver
 from virt.fake import FakeDriver
 from virt.libvirt.driver import LibvirtDriver, LibvirtHost
+from virt.libvirt.probe import probe
 from virt.nics import HostNetwork
 from workers.interceptors import DomainErrors
 from workers.registry import implemented
@@ -44,7 +45,6 @@ class HostPlan:
     key: str
     """The host's key (``runtime.sealing.host_key``)."""
     libvirt_uri: str = "qemu:///system"
-    domain_type: str = "qemu"
     qemu_log_dir: Path = Path("/var/log/libvirt/qemu")
     zone: str | None = None
     host_ip: str = "127.0.0.1"
@@ -60,12 +60,14 @@ def open_driver(
     if plan.driver == "fake":
         driver = FakeDriver(plan.name, directory=plan.state_dir, supplies=control)
     else:
+        kvm = _uses_kvm(settings, plan.state_dir)
         network = HostNetwork(plan.state_dir / "network", plan.name, control.answer)
         host = LibvirtHost(
             name=plan.name,
             uri=plan.libvirt_uri,
             state_dir=plan.state_dir,
-            domain_type=plan.domain_type,
+            domain_type="kvm" if kvm else "qemu",
+            cpu_model="host-passthrough" if kvm else "qemu64",
             console_max_bytes=settings.console_log_max_bytes,
             qemu_log_dir=plan.qemu_log_dir,
             host_ip=plan.host_ip,
@@ -73,6 +75,15 @@ def open_driver(
         driver, on_peers = LibvirtDriver(host, control, network), network.set_peers
     driver.open()
     return driver, on_peers
+
+
+def _uses_kvm(settings: Settings, state_dir: Path) -> bool:
+    """What the settings say about KVM; if they leave it open, what a guest says that tries it."""
+    if settings.virt_type != "auto":
+        return settings.virt_type == "kvm"
+    verdict = probe(settings.guest_dir, state_dir / "kvm.json")
+    _log.info("kvm is used" if verdict.works else "kvm is not used", reason=verdict.reason)
+    return verdict.works
 
 
 @asynccontextmanager
