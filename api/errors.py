@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -115,6 +116,11 @@ def install(app: FastAPI, fault: Formatter) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_request: Request, exc: RequestValidationError) -> Response:
         return answer(400, explain(exc.errors()))
+
+    @app.exception_handler(DataError)
+    async def _unstorable(_request: Request, _exc: DataError) -> Response:
+        # PostgreSQL on a NUL in a path or query, or a number no column holds; SQLite never says this.
+        return answer(400, "Malformed request: it holds a value that no record can have.")
 
     @app.exception_handler(UnicodeEncodeError)
     async def _surrogate(_request: Request, _exc: UnicodeEncodeError) -> Response:

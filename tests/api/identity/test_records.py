@@ -625,3 +625,11 @@ def test_every_route_but_discovery_and_login_has_exactly_one_rule(keystone: Keys
             if not rules:
                 public |= {(m, route.path) for m in route.methods}
     assert public == {("GET", "/"), ("GET", "/v3"), ("POST", "/v3/auth/tokens")}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_nul_character_in_a_path_or_query_is_the_callers_fault(keystone: Keystone) -> None:
+    for path in ("/users/a%00b", "/users?name=a%00b", "/role_assignments?user.id=%00"):
+        assert keystone.as_admin("GET", path).status_code == 400
+    assert keystone.as_admin("GET", "/users").status_code == 200
