@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, false, or_
+from sqlalchemy import ColumnElement, Select, and_, false, literal, or_
 
 
 def keyset(
@@ -46,7 +46,8 @@ def _past(column: Any, descending: bool, value: Any) -> ColumnElement[bool]:
     if value is None:
         past: ColumnElement[bool] = column.is_not(None) if descending else false()
         return past
+    bound = literal(value, column.type)  # booleans have no order as plain Python values
     if descending:
-        smaller: ColumnElement[bool] = column < value
+        smaller: ColumnElement[bool] = column < bound
         return smaller
-    return or_(column > value, column.is_(None)) if _nullable(column) else and_(column > value)
+    return or_(column > bound, column.is_(None)) if _nullable(column) else and_(column > bound)
