@@ -118,15 +118,15 @@ class Lab:
     outside: str
     scratch: Path
     guests: list[Guest] = field(default_factory=list)
-    made: list[HostNetwork] = field(default_factory=list)
+    made: list[tuple[str, HostNetwork]] = field(default_factory=list)
     background: list[subprocess.Popen[bytes]] = field(default_factory=list)
     asked: list[tuple[str, str, str, Mapping[str, str]]] = field(default_factory=list)
     """What the metadata service was asked."""
 
-    def network(self, **options: Any) -> HostNetwork:
+    def network(self, state: str = "state", **options: Any) -> HostNetwork:
         """A fresh HostNetwork over the same records, as after a restart of the worker."""
-        made = HostNetwork(self.scratch / "state", self.host, self.answer, **options)
-        self.made.append(made)
+        made = HostNetwork(self.scratch / state, self.host, self.answer, **options)
+        self.made.append((state, made))
         made.open()
         return made
 
@@ -171,9 +171,9 @@ class Lab:
     foreign: frozenset[str] = frozenset()
 
     def close(self) -> None:
-        for network in self.made:
+        for _state, network in self.made:
             network.close()
-        for network in self.made[-1:]:
+        for network in dict(self.made).values():
             network.open()
             for server_id in {p.server_id for p in network._records.ports.values()}:
                 network.unplug(server_id)

@@ -317,8 +317,7 @@ def test_two_hosts_in_one_namespace_leave_each_other_alone(
     lab: Lab, network: HostNetwork, make_nic: MakeNic
 ) -> None:
     mine = lab.plugged(network, make_nic(10))
-    other = HostNetwork(lab.scratch / "elsewhere", lab.host, lab.answer)
-    other.open()
+    other = lab.network(state="elsewhere")
     nic = make_nic(10, network_id=str(uuid.uuid4()))
     theirs = lab.guest(nic)
     other.plug(theirs.server_id, [nic])
@@ -333,6 +332,5 @@ def test_two_hosts_in_one_namespace_leave_each_other_alone(
     assert lab.state() == with_both
     assert not mine.pings("100.127.224.3")
     other.unplug(theirs.server_id)
-    other.close()
     assert other.residue() == []
     assert _works(mine)
