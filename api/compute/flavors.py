@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from sqlmodel import Session
 
 from api.context import Db, allow
-from api.fields import Boolean, Description, Name, NonNegative, Positive
+from api.fields import Boolean, Description, Name, NonNegative, Positive, Text
 from api.history import checks_extra_specs, refuses_access_to_public_flavor
 from api.microversion import Body, Route, View, since, until, versions
 from api.paging import Link, Links, NextLinks, Order, Params, Sorted, TheLinks
@@ -75,7 +75,7 @@ def _spec_key(key: str) -> str:
 def _spec_value(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or len(value) > MAX_VALUE or "\x00" in value:
+    if not isinstance(value, str) or len(value) > MAX_VALUE:
         raise PydanticCustomError(
             "extra_spec", "An extra spec is a string of at most 255 characters, or a number."
         )
@@ -83,9 +83,9 @@ def _spec_value(value: Any) -> Any:
 
 
 ExtraSpecs = dict[
-    Annotated[str, AfterValidator(_spec_key)], Annotated[str, BeforeValidator(_spec_value)]
+    Annotated[str, AfterValidator(_spec_key)], Annotated[Text, BeforeValidator(_spec_value)]
 ]
-Project = Annotated[str, Field(min_length=1, max_length=255)]
+Project = Annotated[Text, Field(min_length=1, max_length=255)]
 
 
 class NewFlavor(Body):

@@ -61,7 +61,7 @@ class NewKeypair(Body):
     name: Annotated[Name, AfterValidator(_keypair_name)]
     public_key: Annotated[Text, Field(max_length=65535)] | None = None
     type: Annotated[Literal["ssh", "x509"], since("2.2")] = "ssh"
-    user_id: Annotated[str | None, since("2.10"), Field(min_length=1, max_length=36)] = None
+    user_id: Annotated[Text | None, since("2.10"), Field(min_length=1, max_length=36)] = None
 
 
 class CreateKeypair(Body):

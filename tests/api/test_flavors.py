@@ -406,3 +406,13 @@ def test_a_server_gets_a_flavor_only_where_its_project_may_use_it(engine: Engine
         assert get_flavor_for(session, "p", "project-demo", is_admin=True).name == "p"
         with pytest.raises(NotFound, match="Flavor p could not be found"):
             get_flavor_for(session, "p", "project-demo", is_admin=False)
+
+
+def test_text_that_no_database_keeps_is_a_400(client: TestClient) -> None:
+    create(client)
+    url = f"{ROOT}/small/os-extra_specs"
+    for text in (r"\u0000", r"\ud800"):
+        body = f'{{"extra_specs": {{"a": "{text}"}}}}'
+        headers = {**ADMIN, "Content-Type": "application/json"}
+        assert client.post(url, content=body, headers=headers).status_code == 400
+    assert client.get(url).json() == {"extra_specs": {}}
