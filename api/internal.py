@@ -12,7 +12,7 @@ from api.context import Db, TheCloud
 from api.hostauth import TheHost
 from api.launch import Launcher
 from api.policy import Caller
-from db.hosts import Claim, Host, report_host
+from db.hosts import Claim, Host, report_host, told_nics
 from db.images import Image
 from db.operations import Operation
 from db.servers import Server
@@ -73,6 +73,8 @@ def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheClou
         cloud.launcher.purge(host, server_id, Fence(epoch, "purge"))
     for server in lost:
         _restore(db, cloud.launcher, server, request.scope["request_id"])
+    if row.nics_wanted > row.nics_told and cloud.launcher.refresh_hosts({host}):
+        told_nics(db, host, row.nics_wanted)
     interval_s = 0.0 if pending else cloud.settings.report_interval_s
     return Answer(interval_s=interval_s, peers=_peers(db, row))
 

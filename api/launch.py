@@ -76,8 +76,9 @@ class Launcher(ABC):
         """The tail of a guest's console from its host. Unavailable when the host does not answer."""
 
     @abstractmethod
-    def refresh_hosts(self, hosts: set[str]) -> None:
-        """Tell these hosts that filtering rules of their ports changed; call after commit."""
+    def refresh_hosts(self, hosts: set[str]) -> bool:
+        """Tell these hosts that filtering rules of their ports changed; call after commit. Returns whether
+        all could be told."""
 
     @abstractmethod
     def answers(self) -> bool:
@@ -157,9 +158,12 @@ class TemporalLauncher(Launcher):
             raise Unavailable(f"Host {host} did not answer") from error
         return Sealer(host_key(self._secret, host)).unseal(sealed.sealed)
 
-    def refresh_hosts(self, hosts: set[str]) -> None:
-        for host in sorted(hosts):
+    def refresh_hosts(self, hosts: set[str]) -> bool:
+        calls = [
             self._try(nudge_host(self._client, "SyncHostNics", HostRef(host)), host=host)
+            for host in sorted(hosts)
+        ]
+        return all(calls)
 
     def purge(self, host: str, server_id: str, fence: Fence) -> None:
         cmd = PurgeGuest(host, server_id, fence)
@@ -195,11 +199,13 @@ class TemporalLauncher(Launcher):
             # The request is accepted and recorded; the sweep starts it when Temporal answers again.
             _log.warning("start left to the sweep", operation_id=operation.id, error=str(error))
 
-    def _try(self, call: Coroutine[Any, Any, None], **context: str) -> None:
+    def _try(self, call: Coroutine[Any, Any, None], **context: str) -> bool:
         try:
             self._wait(call)
+            return True
         except (RPCError, TimeoutError) as error:
             _log.warning("Temporal did not take a nudge", error=str(error), **context)
+            return False
 
     def _wait(self, call: Coroutine[Any, Any, Any], timeout_s: float = 10.0) -> Any:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(timeout_s)

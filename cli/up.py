@@ -133,7 +133,7 @@ def _prepare_database(settings: Settings, data: DataDir) -> Engine:
         bootstrap(session, data.secrets.passwords)
         ensure_default_flavors(session)
         admin = find_identity(session, Project, "admin", DEFAULT_DOMAIN)
-        assert admin is not None, "bootstrap made it"  # noqa: S101
+        assert admin is not None, "bootstrap made it"  # noqa: S101  # a programming error
         ensure_demo_network(session, admin.id)
     return engine
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import Index, case, func
+from sqlalchemy import Index, case, func, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, Session, SQLModel, col, select
 
@@ -56,6 +56,10 @@ class Host(SQLModel, table=True):
     """Overcommit of this host alone; an aggregate's metadata or the cloud's setting otherwise."""
     ram_allocation_ratio: float | None = None
     disk_allocation_ratio: float | None = None
+    nics_wanted: int = 0
+    """Grows when what this host's filters must say changed through somebody else's port."""
+    nics_told: int = 0
+    """The ``nics_wanted`` up to which the host was told to look anew."""
     created_at: datetime = stamped()
     updated_at: datetime = stamped()
 
@@ -219,6 +223,17 @@ def usage_rows(session: Session) -> dict[str, UsageRow]:
 def usage_of(row: UsageRow | None) -> Usage:
     """One of ``usage_rows`` by name; None is a host without claims."""
     return Usage(*row[1:]) if row else NOTHING_USED
+
+
+def want_nics(session: Session, hosts: Iterable[str]) -> None:
+    """Note that the filters of these hosts must be made anew; their next report sets it going."""
+    stale = update(Host).where(col(Host.name).in_(sorted(hosts)))
+    session.exec(stale.values(nics_wanted=Host.nics_wanted + 1))
+
+
+def told_nics(session: Session, host: str, wanted: int) -> None:
+    """Note that a host was told to make its filters anew, as of this ``nics_wanted``."""
+    session.exec(update(Host).where(col(Host.name) == host).values(nics_told=wanted))
 
 
 def usage_by_host(session: Session) -> dict[str, Usage]:

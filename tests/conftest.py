@@ -121,8 +121,9 @@ class RecordingLauncher(Launcher):
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
         return self.console[-max_bytes:]
 
-    def refresh_hosts(self, hosts: set[str]) -> None:
+    def refresh_hosts(self, hosts: set[str]) -> bool:
         self.refreshed.extend(sorted(hosts))
+        return True
 
     def answers(self) -> bool:
         return True

@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from activities.control.snapshot import Snapshots, build_request
-from db.hosts import Claim, get_claim, lock_placement
-from db.network import bind_server_ports, nic_specs, unbind_server_ports
+from db.hosts import Claim, get_claim, lock_placement, want_nics
+from db.network import bind_server_ports, hosts_to_refresh, nic_specs, unbind_server_ports
 from db.operations import Decision, Operation, OperationEvent, close_events, open_event
 from db.servers import Server
 from db.session import now, transaction
@@ -135,6 +135,7 @@ def _take(
     )
     session.add_all((server, operation, claim))
     bind_server_ports(session, server.id, host)
+    want_nics(session, hosts_to_refresh(session, server.id))
     open_event(session, operation, host)
     session.flush()
     return _placed(session, server, claim)
@@ -147,6 +148,7 @@ def _placed(session: Session, server: Server, claim: Claim) -> Placed:
 
 def _give_back(session: Session, server: Server, claim: Claim) -> None:
     session.delete(claim)
+    want_nics(session, hosts_to_refresh(session, server.id))
     unbind_server_ports(session, server.id)
     if server.host == claim.host:
         server.host = None

@@ -6,8 +6,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, delete, select
 
 from activities.control.placement import guest_spec
-from db.hosts import Claim
-from db.network import nic_specs, release_server_ports
+from db.hosts import Claim, want_nics
+from db.network import hosts_to_refresh, nic_specs, release_server_ports
 from db.operations import Operation, end_operation, live_operations, open_event
 from db.servers import Server, ServerFault
 from db.session import now, transaction
@@ -122,6 +122,7 @@ def _failed(session: Session, server: Server, operation: Operation, cmd: Finish)
 
 
 def _deleted(session: Session, server: Server, operation: Operation) -> None:
+    want_nics(session, hosts_to_refresh(session, server.id))
     release_server_ports(session, server.id)
     session.exec(delete(Claim).where(col(Claim.server_id) == server.id))
     server.vm_state = VmState.DELETED

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import httpx
-from pydantic import TypeAdapter
+from pydantic import Base64Bytes, TypeAdapter
 
 from domain.errors import GuestFailure, Unavailable
 from domain.guest import GuestReport, Inventory
@@ -14,7 +14,7 @@ from runtime.hosttoken import host_token
 from virt.driver import Supplies
 
 _CHUNK = 1024 * 1024
-_FILES = TypeAdapter(dict[str, bytes])
+_FILES = TypeAdapter(dict[str, Base64Bytes])
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 

@@ -73,6 +73,8 @@ def upgrade() -> None:
         sa.Column("cpu_allocation_ratio", sa.Float(), nullable=True),
         sa.Column("ram_allocation_ratio", sa.Float(), nullable=True),
         sa.Column("disk_allocation_ratio", sa.Float(), nullable=True),
+        sa.Column("nics_wanted", sa.Integer(), nullable=False),
+        sa.Column("nics_told", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("updated_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
