@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from domain.errors import Fenced, GuestRefused, NotFound
-from domain.guest import Fence
+from domain.guest import Fence, GuestSpec
 from domain.ids import new_id, tap_name
 from domain.states import PowerState
 from tests.virt.subjects import BOOT_TIMEOUT_S, Subject, fence, nic
@@ -18,9 +18,9 @@ from virt.driver import Cancelled, Progress
 STAGES = ["image", "disk", "config_drive", "nics", "define", "start"]
 
 
-def steps_of(subject: Subject, spec: object, token: Fence) -> list[str]:
+def steps_of(subject: Subject, spec: GuestSpec, token: Fence) -> list[str]:
     seen: list[str] = []
-    subject.driver.spawn(spec, token, Progress(on_step=seen.append))  # type: ignore[arg-type]
+    subject.driver.spawn(spec, token, Progress(on_step=seen.append))
     return seen
 
 
