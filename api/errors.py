@@ -117,15 +117,10 @@ def install(app: FastAPI, fault: Formatter) -> None:
     async def _invalid(_request: Request, exc: RequestValidationError) -> Response:
         return answer(400, explain(exc.errors()))
 
-    @app.exception_handler(DataError)
-    async def _unstorable(_request: Request, _exc: DataError) -> Response:
-        # PostgreSQL on a NUL in a path or query, or a number no column holds; SQLite never says this.
+    @app.exception_handler(UnicodeEncodeError)  # half a surrogate pair, which JSON can spell
+    @app.exception_handler(DataError)  # PostgreSQL on a NUL, or on a number no column holds
+    async def _unstorable(_request: Request, _exc: Exception) -> Response:
         return answer(400, "Malformed request: it holds a value that no record can have.")
-
-    @app.exception_handler(UnicodeEncodeError)
-    async def _surrogate(_request: Request, _exc: UnicodeEncodeError) -> Response:
-        # JSON can spell half a character ("\\ud800"), which no database and no answer can hold.
-        return answer(400, "Malformed request: the text holds half of a surrogate pair.")
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, exc: HTTPException) -> Response:
