@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from typing import Any
+from uuid import NAMESPACE_DNS, uuid5
 
 import pytest
 from fastapi.testclient import TestClient
@@ -14,12 +15,18 @@ from db.groups import Aggregate, AggregateHost
 from db.hosts import Claim, Host
 from db.servers import Server
 from db.session import now, reading, transaction
-from domain.ids import new_id
 from tests.conftest import acting_as
 
 SERVICES = "/compute/v2.1/os-services"
 HYPERVISORS = "/compute/v2.1/os-hypervisors"
-IDS = {name: (new_id(), new_id()) for name in ("h1", "h2", "h3")}
+
+
+def fixed(name: str) -> str:
+    """A UUID that is the same in every run, so that parallel workers name their tests alike."""
+    return str(uuid5(NAMESPACE_DNS, name))
+
+
+IDS = {name: (fixed(name), fixed(f"service-{name}")) for name in ("h1", "h2", "h3")}
 """Host → (hypervisor's id, service's id)."""
 USAGE = {
     "vcpus", "memory_mb", "local_gb", "vcpus_used", "memory_mb_used", "local_gb_used", "free_ram_mb",
@@ -129,7 +136,7 @@ def test_a_service_is_changed_by_uuid(admin: TestClient) -> None:
     ("ref", "body", "status"),
     [
         ("enable", {"status": "enabled"}, 400),
-        (new_id(), {"status": "enabled"}, 404),
+        (fixed("nobody"), {"status": "enabled"}, 404),
         (IDS["h1"][1], {}, 400),
         (IDS["h1"][1], {"disabled_reason": "x"}, 400),
         (IDS["h1"][1], {"status": "enabled", "disabled_reason": "x"}, 400),
@@ -333,7 +340,7 @@ def test_statistics_sum_the_enabled_hosts_until_their_end(
     ("ref", "version", "status"),
     [
         ("5", "2.53", 400),
-        (new_id(), "2.53", 404),
+        (fixed("nobody"), "2.53", 404),
         ("5", "2.52", 404),
         ("x", "2.52", 404),
         (IDS["h1"][0], "2.52", 404),
