@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Row
 from sqlmodel import Session, col, select
 
 from db.network.networks import network_not_found, touch, usable_networks, visible_networks
@@ -166,8 +168,8 @@ def ports_of(session: Session, server_id: str) -> list[Port]:
     return sorted(rows, key=port_order)
 
 
-def port_order(port: Port) -> tuple[int, str]:
-    """Sort key: the place of a card in its server."""
+def port_order(port: Port | Row[Any]) -> tuple[int, str]:
+    """Sort key: the place of a card in its server. A row needs the columns ``extra`` and ``id``."""
     return int(port.extra.get("index", 0)), port.id
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from db.network.ports import fixed_ips_of, groups_of
@@ -47,21 +48,22 @@ def server_addresses(
 ) -> dict[str, list[ServerAddress]]:
     """Server id → its addresses in the order of its cards; every asked id is a key."""
     found: dict[str, list[ServerAddress]] = {server_id: [] for server_id in server_ids}
-    rows = session.exec(
-        select(Port, Network.name, FixedIp.ip)
+    card = (col(Port.device_id), col(Port.extra), col(Port.id), col(Port.network_id), col(Port.mac))
+    rows = session.execute(
+        sa.select(*card, col(Network.name).label("network"), col(FixedIp.ip))
         .join(Network, col(Network.id) == col(Port.network_id))
         .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
         .where(col(Port.device_id).in_(server_ids))
     ).all()
-    for port, name, ip in sorted(rows, key=lambda row: (port_order(row[0]), row[2])):
-        found[port.device_id].append(
+    for row in sorted(rows, key=lambda row: (port_order(row), row.ip)):
+        found[row.device_id].append(
             ServerAddress(
-                network=name,
-                ip=ip,
+                network=row.network,
+                ip=row.ip,
                 version=4,
-                mac=port.mac,
-                port_id=port.id,
-                network_id=port.network_id,
+                mac=row.mac,
+                port_id=row.id,
+                network_id=row.network_id,
             )
         )
     return found
