@@ -1,0 +1,344 @@
+"""What the demo does, in order: a cloud comes up, a guest lives and is gone, and so is the cloud."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+
+from cli.demo.client import OpenStack, spelled
+from cli.demo.cloud import DemoCloud
+from cli.demo.guest import Bootable, built_image, empty_image, free_network, given_image, ssh
+from cli.demo.screen import Screen
+from domain.errors import DuranovaError
+from domain.ids import server_workflow_id
+
+ACTIVE_WITHIN_S = 300.0
+BOOTED_WITHIN_S = 300.0
+LOGIN_WITHIN_S = 180.0
+GONE_WITHIN_S = 120.0
+SEEN_WITHIN_S = 30.0
+"""Temporal shows a workflow's end in its lists a moment later."""
+_LOOK_EVERY_S = 0.5
+KINDS = ("server", "keypair", "security group", "flavor", "subnet", "network", "image")
+"""What the demo makes, one of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the command line said."""
+
+    keep: bool
+    image: Path | None
+    user: str
+    driver: str
+    data_dir: Path
+
+
+@dataclass(slots=True)
+class Made:
+    """What the demo made in its cloud, and has to be gone at the end."""
+
+    server_id: str = ""
+    ip: str = ""
+    ports: list[str] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
+
+
+def demo(options: DemoOptions, console: Console) -> int:
+    """Run it. Exit code 0 when all of it happened, 1 when not, 130 after ctrl-C."""
+    screen = Screen(console)
+    cloud = DemoCloud(options.data_dir, options.driver)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    screen.say("[bold]Duranova demo[/]: one guest's life, through the real openstack client\n")
+    try:
+        cloud.prepare()
+    except DuranovaError as error:
+        screen.say(f"[bold red]✗ {error.message}[/]")
+        return 1
+    story = Story(options, screen, cloud)
+    try:
+        story.tell()
+    except (DuranovaError, OSError, httpx.HTTPError, KeyboardInterrupt) as error:
+        # Whoever is impatient now would leave guests behind; every step of this ends by itself.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        story.fail(error)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    screen.summary()
+    screen.say("\n[bold green]All of it happened, and nothing is left of it.[/]")
+    return 0
+
+
+class Story:
+    """The demo, step by step. Each step raises when it did not happen."""
+
+    def __init__(self, options: DemoOptions, screen: Screen, cloud: DemoCloud) -> None:
+        self._options = options
+        self._screen = screen
+        self._cloud = cloud
+        self._made = Made()
+        self._clients: list[OpenStack] = []
+        self._demo: OpenStack
+        self._admin: OpenStack
+
+    def tell(self) -> None:
+        """All of it."""
+        image = self._image()
+        self._start()
+        self._build(image)
+        self._boot(image)
+        self._login()
+        self._history()
+        if self._options.keep:
+            self._keep()
+        self._delete()
+        self._check_nothing_is_left()
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """Say what is known of a failure, and stop everything; the directory stays."""
+        screen, cloud, made = self._screen, self._cloud, self._made
+        if isinstance(error, KeyboardInterrupt):
+            screen.say("\ninterrupted: stopping everything")
+        else:
+            screen.say(f"\n[bold red]It failed:[/] [red]{_message(error)}[/]")
+            if made.server_id and (tail := cloud.console(made.server_id)[-1500:]):
+                screen.say("\nthe end of the guest's console:")
+                screen.quote(tail)
+            for log, lines in cloud.last_words().items():
+                screen.say(f"\nthe end of {log}:")
+                screen.quote("\n".join(lines))
+        for client in self._clients:
+            client.close()
+        cloud.stop()
+        try:
+            cloud.clear()
+        except Exception as trouble:  # the first failure is what is to be told
+            screen.say(f"[red]could not remove everything: {_message(trouble)}[/]")
+        if isinstance(error, KeyboardInterrupt):
+            cloud.remove()
+            return
+        screen.say(
+            f"\nEverything is stopped. Logs and database stay in {cloud.directory}; "
+            "the next demo there removes them. `duranova doctor` looks for what this machine lacks."
+        )
+
+    # --- the steps ------------------------------------------------------------------------------
+
+    def _image(self) -> Bootable:
+        with self._screen.step("an image to boot", slow=True) as step:
+            if self._options.image is not None:
+                image = given_image(self._options.image)
+            elif self._options.driver == "fake":
+                image = empty_image(self._cloud.directory / "empty.raw")
+            else:
+                image = built_image(self._cloud.logs / "build.txt")
+            step.seen = f"{image.file}, {image.size / 1024**2:.0f} MiB"
+        return image
+
+    def _start(self) -> None:
+        with self._screen.step("duranova up", slow=True) as step:
+            self._cloud.start()
+            step.seen = f"{self._cloud.url}, {self._options.driver} driver"
+        with self._screen.step("the openstack client"):
+            self._demo = self._client("duranova")
+            self._admin = self._client("duranova-admin")
+            self._demo.show("token", "issue")
+
+    def _client(self, cloud: str) -> OpenStack:
+        log = self._cloud.logs / f"openstack-{cloud}.txt"
+        client = OpenStack(self._cloud.clouds, cloud, log)
+        self._clients.append(client)
+        return client
+
+    def _build(self, image: Bootable) -> None:
+        """What a server stands on."""
+        cidr = free_network()
+        self._create("image", "--file", image.file, "--disk-format", image.format)
+        self._made.networks.append(self._create("network")["id"])
+        self._create("subnet", "--network", name("network"), "--subnet-range", cidr)
+        self._create("security group")
+        for protocol in (("tcp", "--dst-port", "22"), ("icmp",)):
+            words = ("--protocol", *protocol, name("security group"))
+            self._show(self._demo, "security", "group", "rule", "create", *words)
+        self._create("keypair", "--private-key", self._key)
+        if self._key.stat().st_mode & 0o077:
+            raise DuranovaError(f"{self._key} can be read by others")
+        size = ("--vcpus", 1, "--ram", image.ram_mb, "--disk", image.disk_gb)
+        self._create("flavor", *size, client=self._admin)
+
+    def _create(self, kind: str, *words: object, client: OpenStack | None = None) -> Any:
+        with self._screen.step(kind) as step:
+            made = self._show(client or self._demo, *kind.split(), "create", *words, name(kind))
+            step.seen = made.get("cidr") or made.get("fingerprint") or made["id"]
+        return made
+
+    def _boot(self, image: Bootable) -> None:
+        demo, made = self._demo, self._made
+        used = [("--image", "image"), ("--flavor", "flavor"), ("--network", "network")]
+        used += [("--security-group", "security group"), ("--key-name", "keypair")]
+        words = [word for option, kind in used for word in (option, name(kind))]
+        made.server_id = self._create("server", *words)["id"]
+        with self._screen.step("the server is ACTIVE", slow=True) as step:
+            server = self._wait(ACTIVE_WITHIN_S, "the server is not ACTIVE", self._active)
+            made.ip = next(ip for ips in server["addresses"].values() for ip in ips)
+            made.ports = [p["ID"] for p in demo.show("port", "list", "--server", made.server_id)]
+            there = self._cloud.remains(made.server_id, made.ports, made.networks)
+            if not there:
+                raise DuranovaError("the server is ACTIVE, but this machine has nothing of it")
+            step.seen = f"{made.ip}; {', '.join(there)}"
+        with self._screen.step("the guest says that it is up", slow=True) as step:
+            console, line = self._wait(
+                BOOTED_WITHIN_S, "the guest does not say so", lambda: self._booted(image.is_up)
+            )
+            step.seen = line
+            self._screen.command(spelled("console", "log", "show", name("server")))
+            self._screen.quote(console, marked=line)
+
+    def _active(self) -> Any:
+        server = self._demo.show("server", "show", self._made.server_id)
+        if server["status"] == "ERROR":
+            fault = server.get("fault") or {}
+            raise DuranovaError(f"the server is in ERROR: {fault.get('message', 'no fault')}")
+        return server if server["status"] == "ACTIVE" else None
+
+    def _booted(self, is_up: re.Pattern[str]) -> tuple[str, str] | None:
+        console = self._demo.do("console", "log", "show", self._made.server_id)
+        found = is_up.search(console)
+        return (console, found[0].strip()) if found else None
+
+    def _login(self) -> None:
+        if self._options.driver == "fake":
+            self._screen.say("[yellow]-[/] no ssh: nothing runs inside a guest of the fake driver")
+            return
+        with self._screen.step("a login by ssh", slow=True) as step:
+            self._screen.command(
+                f"ssh -i {self._key} {self._options.user}@{self._made.ip} uname -a"
+            )
+            step.seen = ssh(
+                self._key, self._options.user, self._made.ip, "uname -a", LOGIN_WITHIN_S
+            )
+            self._screen.quote(step.seen)
+
+    def _history(self) -> None:
+        with self._screen.step("what OpenStack says that happened") as step:
+            words = ("server", "event", "list", self._made.server_id)
+            self._screen.command(spelled(*words))
+            shown = self._demo.do(*words, "-c", "Action", "-c", "Request ID", "-c", "Start Time")
+            self._screen.quote(shown)
+            actions = [event["Action"] for event in self._demo.show(*words)]
+            if actions != ["create"]:
+                raise DuranovaError(f"its events are {actions}, and not one create")
+            step.seen = "create"
+        with self._screen.step("what Temporal says that happened") as step:
+            run = self._wait(SEEN_WITHIN_S, "Temporal shows no completed workflow", self._workflow)
+            workflow = run["execution"]["workflowId"]
+            step.seen = f"{run['type']['name']} {workflow} completed, {run['historyLength']} events"
+            self._screen.quote(
+                f"{self._cloud.ui}/namespaces/default/workflows/{workflow}/"
+                f"{run['execution']['runId']}/history"
+            )
+
+    def _workflow(self) -> Any:
+        """The completed run that created the server, as the Web UI's own interface shows it."""
+        query = f'WorkflowId="{server_workflow_id(self._made.server_id)}"'
+        answer = httpx.get(
+            f"{self._cloud.ui}/api/v1/namespaces/default/workflows", params={"query": query}
+        )
+        runs = answer.raise_for_status().json().get("executions", [])
+        return next((run for run in runs if run["status"].endswith("_COMPLETED")), None)
+
+    def _keep(self) -> None:
+        cloud, say = self._cloud, self._screen.say
+        say("\n[bold]It keeps running; ctrl-C deletes everything.[/]")
+        say(f"  API              {cloud.url}")
+        say(f"  its description  {cloud.url}/docs")
+        say(f"  Temporal Web UI  {cloud.ui}")
+        say(f"  the guest        ssh -i {self._key} {self._options.user}@{self._made.ip}")
+        say(f"  the client       export OS_CLIENT_CONFIG_FILE={cloud.clouds} OS_CLOUD=duranova\n")
+        with suppress(KeyboardInterrupt):
+            while True:
+                cloud.check()
+                time.sleep(1)
+        say("")
+
+    def _delete(self) -> None:
+        with self._screen.step("the server is deleted", slow=True):
+            self._do(self._demo, "server", "delete", name("server"))
+            self._wait(GONE_WITHIN_S, "the server is still listed", self._no_server)
+        with self._screen.step("all else is deleted"):
+            for kind in ("keypair", "security group", "subnet", "network", "image"):
+                self._do(self._demo, *kind.split(), "delete", name(kind))
+            self._do(self._admin, "flavor", "delete", name("flavor"))
+
+    def _no_server(self) -> bool:
+        return not self._demo.show("server", "list")
+
+    def _check_nothing_is_left(self) -> None:
+        made = self._made
+        with self._screen.step("nothing is left") as step:
+            for kind in KINDS:
+                client = self._admin if kind == "flavor" else self._demo
+                left = [one["Name"] for one in client.show(*kind.split(), "list")]
+                if name(kind) in left:
+                    raise DuranovaError(f"{kind} {name(kind)} is still listed")
+            deadline = time.monotonic() + GONE_WITHIN_S
+            while left := self._cloud.remains(made.server_id, made.ports, made.networks):
+                if time.monotonic() > deadline:
+                    raise DuranovaError(f"this machine still has {', '.join(left)}")
+                time.sleep(_LOOK_EVERY_S)
+            step.seen = f"{', '.join(KINDS)}: not listed; "
+            step.seen += "no domain, device or file" if made.ports else "no file"
+
+    def _end(self) -> None:
+        with self._screen.step("the cloud stops") as step:
+            for client in self._clients:
+                client.close()
+            self._cloud.stop()
+            self._cloud.clear()
+            self._cloud.remove()
+            step.seen = f"{self._cloud.directory} is removed"
+
+    # --- how a step is made ---------------------------------------------------------------------
+
+    @property
+    def _key(self) -> Path:
+        return self._cloud.directory / "first-key"
+
+    def _show(self, client: OpenStack, *words: object) -> Any:
+        self._screen.command(client.spelled(*words))
+        return client.show(*words)
+
+    def _do(self, client: OpenStack, *words: object) -> None:
+        self._screen.command(client.spelled(*words))
+        client.do(*words)
+
+    def _wait(self, within_s: float, otherwise: str, look: Callable[[], Any]) -> Any:
+        """What ``look`` finds, as soon as it finds something. DuranovaError if it does not in time."""
+        deadline = time.monotonic() + within_s
+        while not (found := look()):
+            self._cloud.check()
+            if time.monotonic() > deadline:
+                raise DuranovaError(f"{otherwise} after {within_s:.0f} s")
+            time.sleep(_LOOK_EVERY_S)
+        return found
+
+
+def name(kind: str) -> str:
+    """What the demo calls its one thing of a kind."""
+    return f"first-{kind.rsplit(maxsplit=1)[-1]}"
+
+
+def _message(error: BaseException) -> str:
+    text = error.message if isinstance(error, DuranovaError) else f"{type(error).__name__}: {error}"
+    return escape(text)
