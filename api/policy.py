@@ -153,7 +153,6 @@ RULES: dict[str, Rule] = {
     "services": ADMIN,
     # --- ours
     "operations:read": READER,
-    "operations:write": MEMBER,
     "placement:explain": READER,
 }
 

@@ -1,0 +1,106 @@
+"""Every route of every service is guarded by exactly one rule, and refuses whoever brings no token."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.compute.actions import ACTIONS
+from api.context import Cloud
+from api.microversion import MAX
+from api.policy import RULES
+from domain.lifecycle import LIFECYCLES
+from tests.routes import Walked, walk
+from tests.tree import sources
+
+PUBLIC = {
+    "GET /docs",
+    "GET /healthz",
+    "GET /metrics",
+    "GET /readyz",
+    "POST /identity/v3/auth/tokens",
+}
+VERSION_DOCUMENT = re.compile(
+    r"GET /(compute|identity|image|network|operations)/(versions|v[0-9.]+)?/?"
+)
+HOST = "host"
+"""The mark of ``TheHost``: a host's own token instead of a caller's."""
+
+
+def is_public(route: Walked) -> bool:
+    return str(route) in PUBLIC or VERSION_DOCUMENT.fullmatch(str(route)) is not None
+
+
+@pytest.fixture
+def routes(cloud: Cloud) -> list[Walked]:
+    return walk(cloud)
+
+
+def test_the_walk_finds_every_service(routes: list[Walked]) -> None:
+    assert len(routes) > 200
+    assert {r.service for r in routes} == {
+        "", "compute", "identity", "image", "internal", "network", "operations",
+    }  # fmt: skip
+
+
+def test_every_route_has_exactly_one_rule_or_is_public(routes: list[Walked]) -> None:
+    assert [str(r) for r in routes if is_public(r) and r.rules] == []
+    assert [(str(r), set(r.rules)) for r in routes if not is_public(r) and len(r.rules) != 1] == []
+
+
+def test_every_public_route_is_there(routes: list[Walked]) -> None:
+    assert {str(r) for r in routes} >= PUBLIC
+
+
+def test_hosts_prove_themselves_on_internal_routes_and_nowhere_else(routes: list[Walked]) -> None:
+    for route in routes:
+        assert (route.service == "internal") == (route.rules == {HOST}), route
+
+
+def test_every_rule_on_a_route_is_in_the_table_and_every_rule_is_used(routes: list[Walked]) -> None:
+    on_routes = {rule for route in routes for rule in route.rules} - {HOST}
+    in_handlers = {
+        node.value
+        for source in sources("api")
+        if source.name != "api/policy.py"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Constant) and node.value in RULES
+    }
+    of_actions = {action.rule for action in ACTIONS.values()}
+    of_lifecycles = {row.rule for row in LIFECYCLES.values()}
+    assert on_routes | of_actions | of_lifecycles <= RULES.keys()
+    assert RULES.keys() - on_routes - in_handlers - of_actions - of_lifecycles == set()
+
+
+def test_without_a_token_every_route_but_the_public_ones_answers_401(
+    cloud: Cloud, client: TestClient
+) -> None:
+    answered = {}
+    for route in walk(cloud):
+        if is_public(route):
+            continue
+        path = re.sub(r"{[^}]*}", "x", route.path)
+        span = getattr(route.endpoint, "span", None)
+        version = span.until if span else MAX
+        answer = client.request(
+            route.method,
+            path,
+            json={},
+            headers={"X-Auth-Token": "", "OpenStack-API-Version": f"compute {version}"},
+        )
+        answered[str(route)] = answer.status_code
+    assert {route: status for route, status in answered.items() if status != 401} == {}
+
+
+def test_a_token_that_is_not_ours_is_refused_as_none_is(cloud: Cloud, client: TestClient) -> None:
+    guarded = [
+        r for r in walk(cloud) if not is_public(r) and r.method == "GET" and "{" not in r.path
+    ]
+    for route in guarded:
+        span = getattr(route.endpoint, "span", None)
+        version = span.until if span else MAX
+        headers = {"X-Auth-Token": "forged", "OpenStack-API-Version": f"compute {version}"}
+        assert client.get(route.path, headers=headers).status_code == 401, route
