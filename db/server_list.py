@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, and_, exists, not_, or_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from db.groups import Aggregate, AggregateHost
+from db.groups import Aggregate, AggregateHost, zones_of_hosts
 from db.hosts import Host
 from db.network import FixedIp, Port
 from db.paging import keyset
@@ -225,20 +225,18 @@ def hosts_named(session: Session, names: Collection[str]) -> dict[str, Host]:
     return {host.name: host for host in session.exec(select(Host).where(col(Host.name).in_(names)))}
 
 
-def zones_by_aggregate(session: Session, hosts: Collection[str] | None = None) -> dict[str, str]:
-    """Host → the zone an aggregate puts it in; hosts in no such aggregate are left out.
-    ``hosts`` limits the question to these."""
-    statement = select(AggregateHost.host, Aggregate.metadata_).join(
-        Aggregate, col(Aggregate.id) == AggregateHost.aggregate_id
+def zones_by_aggregate(session: Session, hosts: Collection[str]) -> dict[str, str]:
+    """Host → the zone an aggregate puts it in, for these hosts; those in no such aggregate are left
+    out."""
+    rows = session.exec(
+        select(AggregateHost.host, Aggregate.metadata_)
+        .join(Aggregate, col(Aggregate.id) == AggregateHost.aggregate_id)
+        .where(col(AggregateHost.host).in_(hosts))
     )
-    if hosts is not None:
-        statement = statement.where(col(AggregateHost.host).in_(hosts))
-    zones = {host: metadata.get("availability_zone") for host, metadata in session.exec(statement)}
+    zones = {host: metadata.get("availability_zone") for host, metadata in rows}
     return {host: zone for host, zone in zones.items() if zone}
 
 
 def hosts_in_zone(session: Session, zone: str, default: str) -> tuple[str, ...]:
     """The hosts of a zone; ``default`` is the zone of hosts that are given none."""
-    given = zones_by_aggregate(session)
-    own = session.exec(select(Host.name, Host.availability_zone))
-    return tuple(name for name, mine in own if (given.get(name) or mine or default) == zone)
+    return tuple(host for host, own in zones_of_hosts(session, default).items() if own == zone)

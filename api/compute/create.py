@@ -14,13 +14,12 @@ from api.compute.server_bodies import BlockDevice, CreateServer, CreateServerReq
 from api.context import Cloud
 from api.policy import Caller, authorize
 from db.flavors import Flavor, get_flavor_for
-from db.groups import ServerGroup
+from db.groups import ServerGroup, zones_of_hosts
 from db.hosts import Host, get_host
 from db.images import Image, get_visible_image
 from db.keypairs import find_keypair
 from db.network import PortRequest, allocate_server_ports, usable_networks
 from db.quotas import check_quota, count_group_members, limits_of, lock_quota, usage_of
-from db.server_list import zones_by_aggregate
 from db.servers import Server, replace_tags
 from domain.errors import BadRequest, NotFound, QuotaExceeded
 from domain.ids import new_id
@@ -226,12 +225,9 @@ def _zone(session: Session, settings: Settings, who: Caller, asked: str | None) 
             _known_host(session, host)
         if node:
             _known_node(session, node)
-    if zone:
-        hosts = session.exec(select(Host.name, Host.availability_zone)).all()
-        given = zones_by_aggregate(session)
-        default = settings.default_availability_zone
-        if zone != default and zone not in {given.get(n) or own or default for n, own in hosts}:
-            raise BadRequest("The requested availability zone is not available")
+    default = settings.default_availability_zone
+    if zone and zone != default and zone not in zones_of_hosts(session, default).values():
+        raise BadRequest("The requested availability zone is not available")
     return asked
 
 
