@@ -364,7 +364,7 @@ def _run_event_loop() -> None:
     with _loop_lock:
         if _loop is not None:
             return
-        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised, not printed
+        _raise_and_do_not_print()
         libvirt.virEventRegisterDefaultImpl()
 
         def loop() -> None:
@@ -375,8 +375,13 @@ def _run_event_loop() -> None:
         _loop.start()
 
 
+def _raise_and_do_not_print() -> None:
+    libvirt.registerErrorHandler(lambda *_: None, None)
+
+
 def answers(uri: str) -> bool:
     """Whether a libvirt daemon can be reached there now."""
+    _raise_and_do_not_print()
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError:
