@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import structlog
 from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,6 +12,7 @@ from api import errors, health, identity, image, internal, metadata, network, op
 from api.compute import routers as compute_routers
 from api.context import Cloud
 from api.microversion import Microversion
+from api.observed import Observed
 from domain.ids import new_request_id
 
 
@@ -29,7 +29,7 @@ def service(
 
 
 class RequestId:
-    """ASGI layer: every request has an id, in ``scope["request_id"]``, the answer and the log."""
+    """ASGI layer: every request has an id, in ``scope["request_id"]`` and the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,8 +46,7 @@ class RequestId:
                 MutableHeaders(scope=message)["x-openstack-request-id"] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self.app(scope, receive, stamp)
+        await self.app(scope, receive, stamp)
 
 
 class Slashes:
@@ -87,4 +86,4 @@ def build_app(cloud: Cloud) -> ASGIApp:
     health.mount_static(root)
     for path, app in services.items():
         root.mount(path, app)
-    return RequestId(health.Measured(Slashes(root, services)))
+    return RequestId(Slashes(Observed(root), services))

@@ -20,6 +20,7 @@ from api.policy import Caller, authorize
 from api.tokens import Tokens
 from db.session import read_session, reading, write_session
 from domain.errors import Unauthorized
+from runtime.logs import note
 from runtime.sealing import Sealer
 from runtime.settings import Settings
 
@@ -64,7 +65,9 @@ def get_caller(request: Request) -> Caller:
         raise Unauthorized("The request you have made requires authentication.")
     cloud = get_cloud(request)
     with reading(cloud.engine) as session:
-        return cloud.tokens.validate(session, token)
+        caller = cloud.tokens.validate(session, token)
+    note(user_id=caller.user_id, project_id=caller.project_id)
+    return caller
 
 
 def allow(rule: str) -> Any:

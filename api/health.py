@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from time import perf_counter
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import select
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import TheCloud
-from db.hosts import Host, is_up, list_hosts, usage_by_host
-from db.session import now, reading
-from runtime.telemetry import API_REQUESTS, HOST_TOTAL, HOST_UP, HOST_USED
+from api.gauges import RecordGauges
+from db.hosts import Host
+from db.session import reading
 
 router = APIRouter()
 DOCUMENTED = ("compute", "identity", "image", "network", "operations")
@@ -47,16 +45,10 @@ def readyz(cloud: TheCloud) -> JSONResponse:
 
 @router.get("/metrics")
 def metrics(cloud: TheCloud) -> Response:
-    """Prometheus text: API requests, operations, hosts."""
-    with reading(cloud.engine) as session:
-        used = usage_by_host(session)
-        for host in list_hosts(session):
-            HOST_UP.labels(host.name).set(is_up(host, cloud.settings, now()))
-            taken = used.get(host.name)
-            for what in ("vcpus", "ram_mb", "disk_gb"):
-                HOST_TOTAL.labels(host.name, what).set(getattr(host, what))
-                HOST_USED.labels(host.name, what).set(getattr(taken, what) if taken else 0)
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    """Prometheus text: what this process counted, and the record as it stands now."""
+    record = CollectorRegistry(auto_describe=False)
+    record.register(RecordGauges(cloud.engine, cloud.settings))
+    return Response(generate_latest() + generate_latest(record), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -79,27 +71,3 @@ def mount_static(app: FastAPI) -> None:
     """Serve the documentation's assets ourselves: the page works without the internet."""
     static = Path(str(files("fastapi_offline"))) / "static"
     app.mount("/static", StaticFiles(directory=static))
-
-
-class Measured:
-    """ASGI layer: how long each request took, by service, method and status."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = perf_counter()
-        path = scope["path"]
-
-        async def count(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                first = path.split("/", 2)[1]
-                service = first if first in (*DOCUMENTED, "internal") else "other"
-                labels = (service, scope["method"], str(message["status"]))
-                API_REQUESTS.labels(*labels).observe(perf_counter() - started)
-            await send(message)
-
-        await self.app(scope, receive, count)

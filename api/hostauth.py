@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from api.context import get_cloud
 from domain.errors import Unauthorized
 from runtime.hosttoken import check_host_token
+from runtime.logs import note
 from runtime.sealing import host_key
 
 
@@ -19,6 +20,7 @@ def get_host(host: str, request: Request) -> str:
     # exactly one: a proxy and we must not read different ones
     if len(tokens) != 1 or not check_host_token(host_key(secret, host), host, tokens[0]):
         raise Unauthorized("A host's own token is required.")
+    note(host=host)
     return host
 
 

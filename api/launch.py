@@ -188,6 +188,12 @@ class TemporalLauncher(Launcher):
             lifecycle=operation.lifecycle,
         )
         workflow = LIFECYCLES[operation.lifecycle].workflow
+        _log.info(
+            "operation accepted",
+            operation_id=ref.operation_id,
+            lifecycle=ref.lifecycle,
+            server_id=ref.server_id,
+        )
         try:
             self._wait(start_operation(self._client, workflow, ref, eager=self._eager))
         except WorkflowAlreadyStartedError:

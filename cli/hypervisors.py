@@ -36,8 +36,10 @@ class Hypervisor:
     stop: Callable[[], None] | None = None
     """Stops what runs beneath; its guests go on."""
 
-    def environment(self, settings: Settings) -> dict[str, str]:
-        """What the process gets: its own hosts' keys, and no other secret."""
+    def environment(self, settings: Settings, number: int = 0) -> dict[str, str]:
+        """What the process gets: its own hosts' keys, and no other secret. The first one (``number`` 0)
+        serves metrics on the configured port, each further one on the next."""
+        host, _, port = (settings.metrics_listen or "").rpartition(":")
         secret = settings.secret_key.get_secret_value()
         return {
             "DURANOVA_HOST_KEYS": json.dumps({n: host_key(secret, n) for n in self.names}),
@@ -45,6 +47,8 @@ class Hypervisor:
             "DURANOVA_CONTROL_URL": settings.control_url,
             "DURANOVA_TEMPORAL_ADDRESS": settings.temporal_address,
             "DURANOVA_TEMPORAL_NAMESPACE": settings.temporal_namespace,
+            "DURANOVA_METRICS_LISTEN": f"{host}:{int(port) + number}" if port.isdigit() else "",
+            "DURANOVA_TEMPORAL_METRICS_LISTEN": "",  # that port is our own process's
         }
 
 

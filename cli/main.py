@@ -14,6 +14,8 @@ import uvloop
 from rich.console import Console
 
 from cli.datadir import StartError
+from cli.demo import DemoOptions, demo
+from cli.doctor import Plan, doctor
 from cli.serve import api_server, listen
 from cli.up import UpOptions, up
 from db import schema
@@ -21,7 +23,7 @@ from db.session import open_engine
 from domain.errors import DuranovaError
 from runtime.sealing import host_key as derive_host_key
 from runtime.settings import Settings
-from runtime.telemetry import configure
+from runtime.telemetry import observed
 from runtime.temporal import connect
 from workers.control import control_worker, ensure_schedules
 from workers.host import HostPlan, run_hosts
@@ -36,6 +38,9 @@ app.add_typer(db_app, name="db")
 _err = Console(stderr=True, highlight=False)
 
 ReadyFd = Annotated[int | None, typer.Option(help="Write a line to this descriptor when ready.")]
+MetricsListen = Annotated[
+    str | None, typer.Option(help="HOST:PORT for metrics; default: DURANOVA_METRICS_LISTEN.")
+]
 
 
 def _address(text: str, default_port: int) -> tuple[str, int]:
@@ -74,7 +79,41 @@ def up_command(  # noqa: PLR0913, PLR0917  # the contract of the command
         temporal_ui_port=None if no_temporal_ui else temporal_ui_port,
         ready_fd=ready_fd,
     )
-    _run(up(options, lambda text: _err.print(f"[dim]duranova:[/dim] {text}")))
+    _run(up(options, lambda text: _err.print(f"[dim]duranova:[/dim] {text}", soft_wrap=True)))
+
+
+@app.command("demo")
+def demo_command(
+    keep: Annotated[
+        bool, typer.Option("--keep", envvar="KEEP", help="Leave it running until ctrl-C.")
+    ] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, envvar="IMAGE", help="Boot this image instead."),
+    ] = None,
+    user: Annotated[str, typer.Option(help="Whom the image lets in by ssh.")] = "root",
+    driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
+    data_dir: Annotated[Path, typer.Option(help="Removed when all went well.")] = Path(
+        ".duranova-demo"
+    ),
+) -> None:
+    """Show a guest's whole life through the openstack client, on a cloud of its own."""
+    if driver not in ("libvirt", "fake"):
+        raise typer.BadParameter("--driver is libvirt or fake")
+    options = DemoOptions(keep=keep, image=image, user=user, driver=driver, data_dir=data_dir)
+    raise SystemExit(demo(options, Console(highlight=False)))
+
+
+@app.command("doctor")
+def doctor_command(
+    data_dir: Annotated[Path, typer.Option(help="As for `up`.")] = Path(".duranova"),
+    temporal: Annotated[str | None, typer.Option(help="As for `up`.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="As for `up`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine lacks, and what helps. Changes nothing."""
+    plan = Plan(data_dir, Settings(), temporal, database_url)
+    raise SystemExit(doctor(plan, Console(highlight=False), as_json=as_json))
 
 
 @app.command()
@@ -86,30 +125,34 @@ def api(
 
     async def serve() -> None:
         settings = Settings()
-        configure(settings, "api")
-        listening = listen(*_address(listen_on, 8774))
-        client = await connect(settings.temporal_address, settings.temporal_namespace, lazy=True)
-        engine = open_engine(settings.database_url)
-        async with api_server(client, engine, settings, listening, eager=False):
-            _ready(ready_fd)
-            await _stopped().wait()
+        with observed(settings, "api"):
+            listening = listen(*_address(listen_on, 8774))
+            client = await connect(
+                settings.temporal_address, settings.temporal_namespace, lazy=True
+            )
+            engine = open_engine(settings.database_url)
+            async with api_server(client, engine, settings, listening, eager=False):
+                _ready(ready_fd)
+                await _stopped().wait()
 
     _run(serve())
 
 
 @app.command()
-def control(ready_fd: ReadyFd = None) -> None:
+def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> None:
     """Run a control worker alone: workflows, placement, the record."""
 
     async def work() -> None:
         settings = Settings()
-        configure(settings, "control")
-        client = await connect(settings.temporal_address, settings.temporal_namespace)
-        engine = open_engine(settings.database_url)
-        async with control_worker(client, engine, settings):
-            await ensure_schedules(client)
-            _ready(ready_fd)
-            await _stopped().wait()
+        with observed(
+            settings, "control", metrics_listen=metrics_listen or settings.metrics_listen
+        ):
+            client = await connect(settings.temporal_address, settings.temporal_namespace)
+            engine = open_engine(settings.database_url)
+            async with control_worker(client, engine, settings):
+                await ensure_schedules(client)
+                _ready(ready_fd)
+                await _stopped().wait()
 
     _run(work())
 
@@ -127,6 +170,7 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
     host_ip: Annotated[
         str, typer.Option(help="Address the other hosts reach it by.")
     ] = "127.0.0.1",
+    metrics_listen: MetricsListen = None,
     ready_fd: ReadyFd = None,
 ) -> None:
     """Run the worker of one hypervisor. It needs DURANOVA_HOST_KEY, and no database."""
@@ -135,22 +179,23 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
 
     async def work() -> None:
         settings = Settings()
-        configure(settings, f"host-{name[0]}")
-        client = await connect(settings.temporal_address, settings.temporal_namespace)
-        plans = [
-            HostPlan(
-                name=n,
-                driver=driver,
-                state_dir=state_dir.absolute() / n,
-                key=_key(settings, n),
-                libvirt_uri=libvirt_uri,
-                qemu_log_dir=qemu_log_dir,
-                zone=zone,
-                host_ip=host_ip,
-            )
-            for n in name
-        ]
-        await run_hosts(client, plans, settings, lambda: _ready(ready_fd), _stopped())
+        listen_on = metrics_listen or settings.metrics_listen
+        with observed(settings, f"host-{name[0]}", metrics_listen=listen_on):
+            client = await connect(settings.temporal_address, settings.temporal_namespace)
+            plans = [
+                HostPlan(
+                    name=n,
+                    driver=driver,
+                    state_dir=state_dir.absolute() / n,
+                    key=_key(settings, n),
+                    libvirt_uri=libvirt_uri,
+                    qemu_log_dir=qemu_log_dir,
+                    zone=zone,
+                    host_ip=host_ip,
+                )
+                for n in name
+            ]
+            await run_hosts(client, plans, settings, lambda: _ready(ready_fd), _stopped())
 
     _run(work())
 

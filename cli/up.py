@@ -32,7 +32,7 @@ from domain.errors import DuranovaError
 from runtime.devserver import command as temporal_command
 from runtime.devserver import free_port, wait_ready
 from runtime.settings import Settings
-from runtime.telemetry import configure
+from runtime.telemetry import observed
 from runtime.temporal import connect, ensure_search_attributes
 from workers.control import control_worker, ensure_schedules
 
@@ -63,9 +63,8 @@ async def up(options: UpOptions, say: Say) -> None:
         loop.add_signal_handler(number, stop.set)
     data = open_data_dir(options.data_dir)
     settings = _settings(options, data)
-    provider = configure(settings, "up", data.log("duranova"))
     async with AsyncExitStack() as stack:
-        stack.callback(provider.shutdown)
+        stack.enter_context(observed(settings, "up", data.log("duranova")))
         starting = asyncio.create_task(_start(options, data, settings, stack, say))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -170,10 +169,10 @@ async def _hosts(
             f"host {h.name}",
             [*h.prefix, sys.executable, "-m", "cli.main", "host", *h.arguments],
             data.log(h.name),
-            h.environment(settings),
+            h.environment(settings, number),
             says_ready=True,
         )
-        for h in hypervisors
+        for number, h in enumerate(hypervisors)
     ]
     for child in children:
         stack.push_async_callback(child.stop)

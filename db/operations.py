@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import func
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
@@ -119,6 +121,31 @@ def live_everywhere(session: Session, accepted_before: datetime) -> list[Operati
         .order_by(col(Operation.created_at))
     )
     return list(session.exec(query))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCount:
+    """How many operations of a lifecycle are in a state, and since when the oldest of them was accepted."""
+
+    lifecycle: str
+    state: str
+    count: int
+    oldest: datetime
+
+
+def count_live(session: Session) -> list[LiveCount]:
+    """The operations that have not ended, by lifecycle and state."""
+    query = (
+        select(
+            Operation.lifecycle,
+            Operation.state,
+            func.count(),
+            func.min(Operation.created_at),
+        )
+        .where(col(Operation.state).in_(LIVE_OPERATION_STATES))
+        .group_by(Operation.lifecycle, Operation.state)
+    )
+    return [LiveCount(*row) for row in session.exec(query)]
 
 
 def open_event(session: Session, operation: Operation, host: str | None) -> None:

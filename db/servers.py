@@ -109,6 +109,16 @@ def get_server(
     return server
 
 
+def count_by_state(session: Session) -> dict[str, int]:
+    """VM state → servers in it, in all projects; deleted ones are left out."""
+    query = (
+        select(Server.vm_state, func.count())
+        .where(col(Server.deleted_at).is_(None))
+        .group_by(Server.vm_state)
+    )
+    return dict(session.exec(query).all())
+
+
 def tags_of(session: Session, server_ids: Collection[str]) -> dict[str, list[str]]:
     """Server id → its tags in order; servers without tags are left out."""
     rows = session.exec(

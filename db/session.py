@@ -38,11 +38,16 @@ def now() -> datetime:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for this database: SQLite in WAL mode, or PostgreSQL."""
+    """An engine for this database: SQLite in WAL mode, or PostgreSQL. Its errors show no values."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        return create_engine(
+            url, pool_size=10, max_overflow=30, pool_pre_ping=True, hide_parameters=True
+        )
     engine = create_engine(
-        url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S}, pool_size=40
+        url,
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+        pool_size=40,
+        hide_parameters=True,
     )
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
 
     # telemetry
     otlp_endpoint: str | None = None
+    """Where spans go by OTLP over HTTP, e.g. ``http://collector:4318``; none are made without it."""
+    metrics_listen: str | None = None
+    """HOST:PORT of a host's or a lone control worker's metrics; the API serves its own at ``/metrics``."""
+    temporal_metrics_listen: str | None = None
+    """HOST:PORT of the Temporal SDK's own metrics."""
     log_level: str = "INFO"
     log_json: bool = True
 

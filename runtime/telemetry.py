@@ -1,87 +1,79 @@
-"""Traces, metrics and logs of every process."""
+"""Traces, metrics and logs of a process, set up in one place."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import Counter, Gauge, Histogram
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.semconv.attributes.service_attributes import SERVICE_NAME
 from temporalio.contrib.opentelemetry import create_tracer_provider
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
 
+from runtime.logs import configure_logs
+from runtime.metrics import listening
 from runtime.settings import Settings
 
-API_REQUESTS = Histogram(
-    "duranova_api_request_seconds",
-    "Time to answer an API request",
-    ["service", "method", "status"],
-)
-OPERATIONS = Counter("duranova_operations_total", "Operations that ended", ["lifecycle", "outcome"])
-OPERATIONS_LIVE = Gauge("duranova_operations_live", "Operations that have not ended", ["lifecycle"])
-HOST_UP = Gauge("duranova_host_up", "Whether the host reports (1) or is silent (0)", ["host"])
-HOST_USED = Gauge("duranova_host_used", "What claims take of a host", ["host", "resource"])
-HOST_TOTAL = Gauge("duranova_host_total", "What a host has", ["host", "resource"])
 
-
-def configure(settings: Settings, process: str, log: Path | None = None) -> TracerProvider:
-    """Set up logs (to ``log``, or standard error) and the global tracer provider. Once per process; shut
-    the result down at exit."""
-    _configure_logs(settings, log)
-    # Replay-safe: a workflow's spans are exported once, not again with each replay.
-    resource = Resource.create({"service.name": f"duranova-{process}"})
-    provider: Any = create_tracer_provider(resource=resource)
-    if settings.otlp_endpoint:
-        exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+@contextmanager
+def observed(
+    settings: Settings, process: str, log: Path | None = None, metrics_listen: str | None = None
+) -> Iterator[None]:
+    """Logs (to ``log``, or standard error), traces and, if wanted, metrics of ``duranova-<process>``
+    inside the block. Once per process, before its Temporal client. What is not exported yet leaves at
+    the end. Unavailable when ``metrics_listen`` cannot be had.
+    """
+    configure_logs(settings, log)
+    _observe_temporal(settings)
+    provider = _tracer_provider(settings, process)
     trace.set_tracer_provider(provider)
-    return provider  # type: ignore[no-any-return]  # a wrapper with the same interface
+    with listening(metrics_listen):
+        try:
+            yield
+        finally:
+            provider.shutdown()
 
 
-def _configure_logs(settings: Settings, log: Path | None) -> None:
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _add_trace_id,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
-        if settings.log_json
-        else structlog.dev.ConsoleRenderer()
+def _tracer_provider(settings: Settings, process: str) -> Any:
+    # The HTTP layer's attributes by their present names, not those of before.
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+    resource = Resource.create({SERVICE_NAME: f"duranova-{process}"})
+    # Replay-safe: a workflow's spans are exported once, not again with each replay.
+    if not settings.otlp_endpoint:
+        # Spans without content: they cost nothing, and trace ids still join the lines of all logs.
+        return create_tracer_provider(ALWAYS_OFF, resource, shutdown_on_exit=False)
+    provider = create_tracer_provider(resource=resource, shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def _observe_temporal(settings: Settings) -> None:
+    """Bring the lines of the SDK's native part into our log, and its metrics to a port of their own."""
+    forwarding = LogForwardingConfig(
+        logging.getLogger("temporalio.core"),
+        append_target_to_name=False,
+        prepend_target_on_message=False,
+        append_log_fields_to_message=False,
     )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
+    metrics = settings.temporal_metrics_listen
+    telemetry = TelemetryConfig(
+        logging=LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding),
+        metrics=PrometheusConfig(bind_address=metrics) if metrics else None,
     )
-    handler = logging.FileHandler(log) if log else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                renderer,
-            ],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def _add_trace_id(_logger: Any, _method: str, event: Any) -> Any:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = trace.format_trace_id(context.trace_id)
-    return event
+    Runtime.set_default(Runtime(telemetry=telemetry), error_if_already_set=False)

@@ -24,7 +24,7 @@ from activities.control.records import Records
 from activities.control.sweep import Sweep
 from domain.ids import CONTROL_QUEUE
 from runtime.settings import Settings
-from workers.interceptors import DomainErrors
+from workers.interceptors import Context, DomainErrors
 from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
 from workflows.contract import ControlActivities
@@ -45,7 +45,7 @@ def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker
         task_queue=CONTROL_QUEUE,
         workflows=WORKFLOWS,
         activities=implemented(control_activities(client, engine, settings), ControlActivities),
-        interceptors=[DomainErrors()],
+        interceptors=[Context(), DomainErrors()],
         # Our workflow modules import nothing but the pure core, so the sandbox may share it: without
         # this each workflow instance would import it again.
         workflow_runner=SandboxedWorkflowRunner(

@@ -25,7 +25,7 @@ from virt.fake import FakeDriver
 from virt.libvirt.driver import LibvirtDriver, LibvirtHost
 from virt.libvirt.probe import probe
 from virt.nics import HostNetwork
-from workers.interceptors import DomainErrors
+from workers.interceptors import Context, DomainErrors
 from workers.registry import implemented
 from workflows.contract import HostActivities
 
@@ -98,7 +98,7 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
         client,
         task_queue=host_queue(plan.name),
         activities=implemented(Guests(driver, pool, Sealer(plan.key)), HostActivities),
-        interceptors=[DomainErrors()],
+        interceptors=[Context(), DomainErrors()],
         # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
         max_heartbeat_throttle_interval=timedelta(seconds=2),
         default_heartbeat_throttle_interval=timedelta(seconds=1),

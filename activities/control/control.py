@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from opentelemetry import trace
 from temporalio import activity
 
 from activities.control.placement import Placement
@@ -33,7 +34,11 @@ class Control(ControlActivities):
 
     @activity.defn
     async def claim_host(self, cmd: ClaimHost) -> Placed:
-        return await asyncio.to_thread(self._placement.claim, cmd)
+        placed = await asyncio.to_thread(self._placement.claim, cmd)
+        trace.get_current_span().set_attributes(
+            {"duranova.host": placed.host, "duranova.attempt": cmd.attempt}
+        )
+        return placed
 
     @activity.defn
     async def release_claim(self, cmd: ReleaseClaim) -> None:

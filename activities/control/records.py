@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from sqlalchemy import Engine
 from sqlmodel import Session, col, delete, select
 
@@ -15,10 +16,12 @@ from domain.errors import NotFound
 from domain.guest import Fence
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState, PowerState, TaskState, VmState
+from runtime.metrics import OPERATION_SECONDS, OPERATIONS
 from runtime.settings import Settings
 from workflows.contract import ApplyNics, Begin, Finish, Located, Ref
 
 _FAULT_CHARS = 255
+_log = structlog.get_logger(__name__)
 
 
 class Records:
@@ -67,20 +70,42 @@ class Records:
             server, operation = _load(session, cmd.ref)
             if operation.state not in LIVE_OPERATION_STATES:
                 return
+            ended = [operation]
             if not cmd.succeeded:
                 _failed(session, server, operation, cmd)
             elif operation.lifecycle == "delete":
-                _deleted(session, server, operation)
+                ended = _deleted(session, server, operation)
             else:
                 _succeeded(session, server, operation, cmd.power_state)
             server.updated_at = now()
             session.add(server)
+        for each in ended:  # and committed
+            _tell(each)
 
     def host_nics(self, host: str) -> ApplyNics:
         """The wanted NICs of every server that has a claim on this host."""
         with transaction(self._engine) as session:
             ids = list(session.exec(select(Claim.server_id).where(Claim.host == host)))
             return ApplyNics(nic_specs(session, ids))
+
+
+def _tell(operation: Operation) -> None:
+    """Count an operation that has ended, and say so in the log."""
+    ended = operation.finished_at or now()
+    seconds = max(0.0, (ended - operation.created_at).total_seconds())
+    OPERATIONS.labels(operation.lifecycle, operation.state).inc()
+    OPERATION_SECONDS.labels(operation.lifecycle, operation.state).observe(seconds)
+    _log.info(
+        "operation ended",
+        operation_id=operation.id,
+        request_id=operation.request_id,
+        lifecycle=operation.lifecycle,
+        server_id=operation.server_id,
+        state=operation.state,
+        host=operation.host,
+        seconds=round(seconds, 3),
+        error=operation.error,
+    )
 
 
 def _load(session: Session, ref: Ref) -> tuple[Server, Operation]:
@@ -121,7 +146,8 @@ def _failed(session: Session, server: Server, operation: Operation, cmd: Finish)
     session.add(fault)
 
 
-def _deleted(session: Session, server: Server, operation: Operation) -> None:
+def _deleted(session: Session, server: Server, operation: Operation) -> list[Operation]:
+    """Returns the operations that ended with it, itself included."""
     want_nics(session, hosts_to_refresh(session, server.id))
     release_server_ports(session, server.id)
     session.exec(delete(Claim).where(col(Claim.server_id) == server.id))
@@ -131,8 +157,10 @@ def _deleted(session: Session, server: Server, operation: Operation) -> None:
     server.host = None
     server.admin_pass_sealed = None
     server.deleted_at = server.terminated_at = now()
-    for other in live_operations(session, server.id):
+    ended = live_operations(session, server.id)
+    for other in ended:
         if other.id == operation.id or other.lifecycle == "delete":
             end_operation(session, other, OperationState.SUCCEEDED)
         else:
             end_operation(session, other, OperationState.CANCELLED, "Deleted meanwhile")
+    return ended

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import httpx
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import Base64Bytes, TypeAdapter
 
 from domain.errors import GuestFailure, Unavailable
@@ -101,4 +102,6 @@ class ControlPlane(Supplies):
         return response.status_code, response.content
 
     def _proof(self) -> dict[str, str]:
-        return {"X-Host-Token": host_token(self._key, self._host)}
+        headers = {"X-Host-Token": host_token(self._key, self._host)}
+        TraceContextTextMapPropagator().inject(headers)  # the request belongs to our trace
+        return headers

@@ -7,11 +7,13 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
 from temporalio import activity
 
+from activities.host.stages import Stages
 from domain.guest import NicSpec
 from domain.states import PowerState
 from runtime.sealing import Sealer
@@ -109,8 +111,16 @@ class Guests(HostActivities):
 
     async def _call(self, beating: _Beating, call: Callable[[Progress], Result]) -> Result:
         """Run a blocking call in the pool. On cancel: tell it, wait for its end, then let the cancel on."""
-        progress = Progress(on_step=beating.say)
-        work = asyncio.get_running_loop().run_in_executor(self._pool, call, progress)
+        progress = Progress()
+        stages = Stages(activity.info().activity_type, beating.say)
+
+        def observed() -> Result:
+            with stages:
+                progress.on_step = stages.enter
+                return call(progress)
+
+        # The pool's threads know neither our trace nor the ids of our log lines.
+        work = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, observed)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from activities.host.control_plane import ControlPlane
 from domain.errors import DuranovaError
+from domain.guest import GuestReport
 from domain.ids import new_id
+from domain.states import PowerState
+from runtime.metrics import GUESTS
 from virt.driver import Driver
 
 _log = structlog.get_logger(__name__)
@@ -63,6 +67,7 @@ class Reporter:
     def _report(self) -> float | None:
         try:
             inventory, guests = self._driver.inventory(), self._driver.guests()
+            _count(inventory.hypervisor_hostname, guests)
             told = self._control.report(self._epoch, self._zone, inventory, guests)
             if self._on_peers is not None and told.peers != self._peers:
                 self._on_peers(told.peers)
@@ -71,3 +76,9 @@ class Reporter:
         except DuranovaError as error:
             _log.warning("report failed", error=error.message)
             return None
+
+
+def _count(host: str, guests: Sequence[GuestReport]) -> None:
+    counts = Counter(guest.power_state for guest in guests)
+    for state in PowerState:
+        GUESTS.labels(host, state.name.lower()).set(counts[state])

@@ -1,0 +1,81 @@
+"""The record as gauges, read from the database at each scrape: the same from every replica, never stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from db.hosts import is_up, list_hosts, usage_by_host
+from db.operations import LiveCount, count_live
+from db.servers import count_by_state
+from db.session import now, reading
+from domain.lifecycle import LIFECYCLES
+from domain.states import LIVE_OPERATION_STATES, VmState
+from domain.usage import NOTHING_USED
+from runtime.settings import Settings
+
+_RESOURCES = ("vcpus", "ram_mb", "disk_gb")
+
+
+class RecordGauges(Collector):
+    """Operations that have not ended, servers by state, hosts and what is taken of them."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    def collect(self) -> Iterator[Metric]:
+        with reading(self._engine) as session:
+            live, by_state = count_live(session), count_by_state(session)
+            hosts = list(_hosts(session, self._settings))
+        yield from _operations(live)
+        servers = GaugeMetricFamily("duranova_servers", "Servers by VM state", labels=["vm_state"])
+        for state in VmState:
+            if state is not VmState.DELETED:
+                servers.add_metric([state], by_state.get(state, 0))
+        yield servers
+        yield from hosts
+
+
+def _operations(live: list[LiveCount]) -> Iterator[Metric]:
+    counts = {(row.lifecycle, row.state): row.count for row in live}
+    gauge = GaugeMetricFamily(
+        "duranova_operations_live",
+        "Operations that have not ended",
+        labels=["lifecycle", "state"],
+    )
+    for lifecycle in LIFECYCLES:
+        for state in LIVE_OPERATION_STATES:
+            gauge.add_metric([lifecycle, state], counts.get((lifecycle, state), 0))
+    yield gauge
+    oldest = min((row.oldest for row in live), default=None)
+    age_s = (now() - oldest).total_seconds() if oldest else 0.0
+    yield GaugeMetricFamily(
+        "duranova_operation_oldest_live_seconds",
+        "Age of the oldest operation that has not ended; 0 when there is none",
+        value=max(0.0, age_s),
+    )
+
+
+def _hosts(session: Session, settings: Settings) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "duranova_host_up", "Whether the host reports (1) or is silent (0)", labels=["host"]
+    )
+    labels = ["host", "resource"]
+    total = GaugeMetricFamily("duranova_host_total", "What a host has", labels=labels)
+    used = GaugeMetricFamily("duranova_host_used", "What claims take of a host", labels=labels)
+    servers = GaugeMetricFamily("duranova_host_servers", "Servers on a host", labels=["host"])
+    usage = usage_by_host(session)
+    for host in list_hosts(session):
+        taken = usage.get(host.name, NOTHING_USED)
+        up.add_metric([host.name], is_up(host, settings, now()))
+        servers.add_metric([host.name], taken.servers)
+        for what in _RESOURCES:
+            total.add_metric([host.name, what], getattr(host, what))
+            used.add_metric([host.name, what], getattr(taken, what))
+    yield from (up, total, used, servers)
