@@ -3,10 +3,10 @@
 SHELL := /bin/bash
 RUN := .venv/bin/
 
-.PHONY: help setup demo test check fmt up
+.PHONY: help setup demo test check fmt up coverage histories
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup:  ## prepare the machine (system packages) and .venv; quick when there is nothing to do
 	@deploy/setup.sh
@@ -29,3 +29,9 @@ demo: setup  ## boot a real guest through the real openstack client
 
 up: setup  ## run the all-in-one in ./.duranova
 	@$(RUN)duranova up
+
+coverage: setup  ## write docs/coverage.md from the routes
+	@$(RUN)python -m tests.coverage
+
+histories: setup  ## record this version's workflow histories and fingerprints for the replay tests
+	@$(RUN)python -m tests.workflows.record
