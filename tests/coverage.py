@@ -44,7 +44,7 @@ ABSENT: dict[str, dict[str, str]] = {
         "/OS-FEDERATION, /OS-OAUTH1, /OS-OAUTH2, /OS-TRUST, /OS-EP-FILTER": "no federation, no trusts",
         "/credentials, /policies": "no EC2 credentials, no stored policies",
         "/limits, /registered_limits": "each service keeps its own quota",
-        "PUT, POST, PATCH, DELETE on /services, /endpoints, /regions": "the catalog is what this cloud serves",
+        "writing /services, /endpoints and /regions": "the catalog is what this cloud serves",
     },
     "image": {
         "/images/{image_id}/stage, /tasks": "one way in: PUT …/file",
