@@ -110,6 +110,8 @@ class WorldControl(ControlActivities):
 
     @activity.defn
     async def release_claim(self, cmd: ReleaseClaim) -> None:
+        if self.world.operations.get(cmd.ref.operation_id) not in ("accepted", "running"):
+            return
         held = self.world.claims.get(cmd.ref.server_id)
         if held and held[1:3] == (cmd.ref.operation_id, cmd.attempt):
             del self.world.claims[cmd.ref.server_id]

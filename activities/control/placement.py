@@ -72,10 +72,12 @@ class Placement:
             operation = session.get(Operation, cmd.ref.operation_id)
             if server is None or operation is None:
                 return
+            if operation.state not in LIVE_OPERATION_STATES:
+                return  # it has ended, and with success the claim is the server's
             claim = get_claim(session, server.id)
             if claim and claim.operation_id == operation.id and claim.attempt == cmd.attempt:
                 _give_back(session, server, claim)
-            if operation.attempt <= cmd.attempt and operation.state in LIVE_OPERATION_STATES:
+            if operation.attempt <= cmd.attempt:
                 # A claim that is still on its way, with its caller gone, finds this and stops.
                 operation.attempt, operation.step = cmd.attempt, _RELEASED
                 operation.host = None

@@ -14,7 +14,7 @@ from activities.control.records import Records
 from db.operations import Operation, live_everywhere
 from db.session import now, reading
 from domain.lifecycle import LIFECYCLES
-from domain.states import OperationState
+from domain.states import LIVE_OPERATION_STATES, OperationState
 from runtime.temporal import run_status, start_operation
 from workflows.contract import Finish, Ref, Swept
 
@@ -40,9 +40,14 @@ class Sweep:
     async def run(self) -> Swept:
         """Start what was accepted but never started, close what ended without saying so."""
         restarted, closed = [], []
-        for operation in await asyncio.to_thread(self._live):
-            status = await run_status(self._client, operation.server_id)
+        for found in await asyncio.to_thread(self._live):
+            status = await run_status(self._client, found.server_id)
             if status is WorkflowExecutionStatus.RUNNING:
+                continue
+            # A workflow writes its operation's end before it closes. So only what is live in a reading
+            # taken after the workflow was seen closed has really been left behind.
+            operation = await asyncio.to_thread(self._still_live, found.id)
+            if operation is None:
                 continue
             accepted = operation.state == OperationState.ACCEPTED
             if not accepted and status in _OVER:
@@ -55,6 +60,12 @@ class Sweep:
     def _live(self) -> list[Operation]:
         with reading(self._engine) as session:
             return live_everywhere(session, now() - GRACE)
+
+    def _still_live(self, operation_id: str) -> Operation | None:
+        with reading(self._engine) as session:
+            operation = session.get(Operation, operation_id)
+            live = operation is not None and operation.state in LIVE_OPERATION_STATES
+            return operation if live else None
 
     async def _start(self, operation: Operation) -> bool:
         try:
