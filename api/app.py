@@ -12,7 +12,7 @@ from api import errors, health, identity, image, internal, metadata, network, op
 from api.compute import routers as compute_routers
 from api.context import Cloud
 from api.microversion import Microversion
-from api.observed import Observed
+from api.observed import TRACING, Observed
 from domain.ids import new_request_id
 
 
@@ -68,7 +68,8 @@ class Slashes:
 
 def build_app(cloud: Cloud) -> ASGIApp:
     """The whole API on one port, by path."""
-    root = FastAPI(title="Duranova", docs_url=None, redoc_url=None)
+    root = FastAPI(title="Duranova", docs_url=None, redoc_url=None, telemetry=TRACING)
+    root.add_middleware(Observed)
     root.state.cloud = cloud
     services: dict[str, ASGIApp] = {
         "/compute": Microversion(
@@ -86,4 +87,4 @@ def build_app(cloud: Cloud) -> ASGIApp:
     health.mount_static(root)
     for path, app in services.items():
         root.mount(path, app)
-    return RequestId(Slashes(Observed(root), services))
+    return RequestId(Slashes(root, services))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import MutableMapping
 from time import perf_counter
 from typing import Any
 
 import structlog
+from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-from opentelemetry.semconv.attributes.http_attributes import HTTP_ROUTE
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.logs import Facts, request_facts
@@ -19,52 +19,45 @@ SERVICES = ("compute", "identity", "image", "network", "operations", "internal")
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _ROUTINE = re.compile(r"/(healthz|readyz|metrics|static/.*|internal/v1/hosts/[^/]+/report)")
 """Paths that machines ask every few seconds: no span, and a line only at level debug."""
-_SHOWN_HEADERS = {b"host", b"user-agent", b"traceparent", b"tracestate"}
-_HEADER_BYTES = 512
 
 _log = structlog.get_logger(__name__)
 
 
+def _routine(scope: MutableMapping[str, Any]) -> bool:
+    return _ROUTINE.fullmatch(scope["path"]) is not None
+
+
+TRACING: TelemetryConfig = {
+    "exclude": _routine,
+    "logs": False,  # ours have the ids
+    "metrics": False,  # ours are Prometheus's
+    "operation_spans": False,  # one span for a request, not one for each of its dependencies
+}
+"""How FastAPI traces: a server span for each request, named by its route, that goes on with the client's
+trace."""
+
+
 class Observed:
-    """ASGI layer: a server span that goes on with the client's trace, a duration in ``API_REQUESTS``,
-    and one line in the log, which has what ``runtime.logs.note`` learned on the way."""
+    """ASGI layer inside that span: what the span may say of the caller, a duration in ``API_REQUESTS``,
+    and one line in the log with what ``runtime.logs.note`` learned on the way."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._traced = OpenTelemetryMiddleware(
-            self._in_span,
-            default_span_details=lambda scope: (_method(scope), {}),
-            exclude_spans=["receive", "send"],
-        )
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         with request_facts(request_id=scope["request_id"]) as facts:
-            scope["facts"] = facts
-            if _ROUTINE.fullmatch(scope["path"]):
-                await _Exchange(scope).run(self._app, receive, send)
-            else:
-                await self._traced(_shown(scope), receive, send)
-
-    async def _in_span(self, shown: Scope, receive: Receive, send: Send) -> None:
-        scope = shown["duranova"]
-        span = trace.get_current_span()
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start" and span.is_recording():
-                _describe(span, scope)
-            await send(message)
-
-        await _Exchange(scope).run(self._app, receive, named)
+            await _Exchange(scope, facts).run(self.app, receive, send)
 
 
 class _Exchange:
-    """One request and its answer, measured and logged."""
+    """One request and its answer."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, facts: Facts) -> None:
         self._scope = scope
+        self._facts = facts
         self._path = scope["path"]
         self._status: int | None = None
         self._started = perf_counter()
@@ -72,23 +65,33 @@ class _Exchange:
     async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._status = message["status"]
-                labels = (_service(self._path), _method(self._scope), str(self._status))
-                API_REQUESTS.labels(*labels).observe(perf_counter() - self._started)
+                self._answered(message["status"])
             await send(message)
 
         try:
             await app(self._scope, receive, counted)
         except Exception:
             if self._status is None:  # else whoever answered has logged it
-                self._status = 500
                 _log.exception("request failed outside its handler", path=self._path)
+                self._answered(500)
             raise
         finally:
             self._tell()
 
+    def _answered(self, status: int) -> None:
+        self._status = status
+        method = self._scope["method"]
+        # Clients can make up methods and paths; labels must not grow with them.
+        labels = (_service(self._path), method if method in _METHODS else "OTHER", str(status))
+        API_REQUESTS.labels(*labels).observe(perf_counter() - self._started)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes({f"duranova.{key}": value for key, value in self._facts.items()})
+            if self._scope["query_string"]:
+                span.set_attribute("url.query", "REDACTED")  # filters may quote what is secret
+
     def _tell(self) -> None:
-        say = _log.debug if _ROUTINE.fullmatch(self._path) else _log.info
+        say = _log.debug if _routine(self._scope) else _log.info
         say(
             "request",
             method=self._scope["method"],
@@ -98,36 +101,6 @@ class _Exchange:
         )
 
 
-def _shown(scope: Scope) -> Scope:
-    """What the tracing library gets to see: no query, for it may hold what only its owner may know, no
-    baggage, which would travel on into histories, and no header that it could choke on."""
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name in _SHOWN_HEADERS and value.isascii() and len(value) <= _HEADER_BYTES
-    ]
-    wanted = ("type", "http_version", "method", "scheme", "path", "server", "client")
-    shown: dict[str, Any] = {key: scope.get(key) for key in wanted}
-    return {**shown, "query_string": b"", "headers": headers, "duranova": scope}
-
-
-def _describe(span: trace.Span, scope: Scope) -> None:
-    facts: Facts = scope["facts"]
-    span.set_attributes({f"duranova.{key}": value for key, value in facts.items()})
-    template = getattr(scope.get("route"), "path_format", None)
-    if template is None:  # no route took it
-        span.update_name(f"{_method(scope)} {_service(scope['path'])}")
-        return
-    route = f"{scope.get('root_path', '')}{template}"
-    span.set_attribute(HTTP_ROUTE, route)
-    span.update_name(f"{_method(scope)} {route}")
-
-
 def _service(path: str) -> str:
     first = path.split("/", 2)[1] if path.startswith("/") else ""
     return first if first in SERVICES else "other"
-
-
-def _method(scope: Scope) -> str:
-    # Clients can make up methods; neither names of spans nor labels may grow with them.
-    return scope["method"] if scope["method"] in _METHODS else "OTHER"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.semconv.attributes.service_attributes import SERVICE_NAME
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from temporalio.contrib.opentelemetry import create_tracer_provider
 from temporalio.runtime import (
     LogForwardingConfig,
@@ -42,6 +42,8 @@ def observed(
     _observe_temporal(settings)
     provider = _tracer_provider(settings, process)
     trace.set_tracer_provider(provider)
+    # Not its baggage: what a client says there would travel on into workflow histories.
+    propagate.set_global_textmap(TraceContextTextMapPropagator())
     with listening(metrics_listen):
         try:
             yield
@@ -50,8 +52,6 @@ def observed(
 
 
 def _tracer_provider(settings: Settings, process: str) -> Any:
-    # The HTTP layer's attributes by their present names, not those of before.
-    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
     resource = Resource.create({SERVICE_NAME: f"duranova-{process}"})
     # Replay-safe: a workflow's spans are exported once, not again with each replay.
     if not settings.otlp_endpoint:

@@ -7,7 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from opentelemetry import trace
+from temporalio.contrib.opentelemetry import create_tracer_provider
+
 from runtime.devserver import command, free_port, wait_ready
+
+trace.set_tracer_provider(create_tracer_provider())  # what runtime.telemetry does in a process
 
 
 @contextmanager

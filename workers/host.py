@@ -87,8 +87,9 @@ def _uses_kvm(settings: Settings, state_dir: Path) -> bool:
 
 
 @asynccontextmanager
-async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[None]:
-    """Run one host inside the block: activities are taken once the first report was."""
+async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[Driver]:
+    """Run one host inside the block, which gets its driver: activities are taken once the first report
+    was."""
     control = ControlPlane(settings.control_url, plan.name, plan.key)
     driver, on_peers = await asyncio.to_thread(open_driver, plan, settings, control)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=plan.name)
@@ -109,7 +110,7 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
         await reporter.reported.wait()
         async with worker:
             _log.info("host runs", host=plan.name)
-            yield
+            yield driver
     finally:
         reports.cancel()
         with suppress(asyncio.CancelledError):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import httpx
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry import propagate
 from pydantic import Base64Bytes, TypeAdapter
 
 from domain.errors import GuestFailure, Unavailable
@@ -103,5 +103,5 @@ class ControlPlane(Supplies):
 
     def _proof(self) -> dict[str, str]:
         headers = {"X-Host-Token": host_token(self._key, self._host)}
-        TraceContextTextMapPropagator().inject(headers)  # the request belongs to our trace
+        propagate.inject(headers)  # the request belongs to our trace
         return headers
