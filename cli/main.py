@@ -16,6 +16,7 @@ from rich.console import Console
 from cli.datadir import StartError
 from cli.demo import DemoOptions, demo
 from cli.doctor import Plan, doctor
+from cli.records import fill_new_cloud
 from cli.serve import api_server, listen
 from cli.up import UpOptions, up
 from db import schema
@@ -24,7 +25,7 @@ from domain.errors import DuranovaError
 from runtime.sealing import host_key as derive_host_key
 from runtime.settings import Settings
 from runtime.telemetry import observed
-from runtime.temporal import connect
+from runtime.temporal import connect_to, ensure_search_attributes
 from workers.control import control_worker, ensure_schedules
 from workers.host import HostPlan, run_hosts
 
@@ -127,9 +128,7 @@ def api(
         settings = Settings()
         with observed(settings, "api"):
             listening = listen(*_address(listen_on, 8774))
-            client = await connect(
-                settings.temporal_address, settings.temporal_namespace, lazy=True
-            )
+            client = await connect_to(settings, lazy=True)
             engine = open_engine(settings.database_url)
             async with api_server(client, engine, settings, listening, eager=False):
                 _ready(ready_fd)
@@ -147,7 +146,8 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
         with observed(
             settings, "control", metrics_listen=metrics_listen or settings.metrics_listen
         ):
-            client = await connect(settings.temporal_address, settings.temporal_namespace)
+            client = await connect_to(settings)
+            await ensure_search_attributes(client)
             engine = open_engine(settings.database_url)
             async with control_worker(client, engine, settings):
                 await ensure_schedules(client)
@@ -181,7 +181,7 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
         settings = Settings()
         listen_on = metrics_listen or settings.metrics_listen
         with observed(settings, f"host-{name[0]}", metrics_listen=listen_on):
-            client = await connect(settings.temporal_address, settings.temporal_namespace)
+            client = await connect_to(settings)
             plans = [
                 HostPlan(
                     name=n,
@@ -219,6 +219,24 @@ def db_upgrade(
     url = database_url or Settings().database_url
     schema.upgrade(url)
     typer.echo(f"schema {schema.current(url)}")
+
+
+@db_app.command("fill")
+def db_fill(
+    clouds: Annotated[
+        Path, typer.Option(help="Where to write the clouds.yaml with the new passwords.")
+    ],
+) -> None:
+    """Give a new database its first records: roles, users, flavors, a shared network."""
+    settings = Settings()
+    engine = open_engine(settings.database_url)
+    try:
+        made = fill_new_cloud(engine, settings, clouds)
+    except DuranovaError as error:
+        _fail(error.message)
+    finally:
+        engine.dispose()
+    typer.echo(f"passwords are in {clouds}" if made else "nothing to do: there is an administrator")
 
 
 def _key(settings: Settings, name: str) -> str:

@@ -20,20 +20,16 @@ from temporalio.service import RPCError
 from cli.children import Child, last_line
 from cli.datadir import DataDir, StartError, open_data_dir
 from cli.hypervisors import Hypervisor, plan_hypervisors
+from cli.records import ensure_first_records
 from cli.serve import api_server, listen
 from db import schema
-from db.bootstrap import bootstrap
-from db.flavors import ensure_default_flavors
-from db.identity import DEFAULT_DOMAIN, Project
-from db.identity import find as find_identity
-from db.network import ensure_demo_network
 from db.session import open_engine, transaction
 from domain.errors import DuranovaError
 from runtime.devserver import command as temporal_command
 from runtime.devserver import free_port, wait_ready
 from runtime.settings import Settings
 from runtime.telemetry import observed
-from runtime.temporal import connect, ensure_search_attributes
+from runtime.temporal import connect_to, ensure_search_attributes
 from workers.control import control_worker, ensure_schedules
 
 _log = structlog.get_logger(__name__)
@@ -129,11 +125,7 @@ def _prepare_database(settings: Settings, data: DataDir) -> Engine:
         )
     engine = open_engine(url)
     with transaction(engine) as session:
-        bootstrap(session, data.secrets.passwords)
-        ensure_default_flavors(session)
-        admin = find_identity(session, Project, "admin", DEFAULT_DOMAIN)
-        assert admin is not None, "bootstrap made it"  # noqa: S101  # a programming error
-        ensure_demo_network(session, admin.id)
+        ensure_first_records(session, data.secrets.passwords)
     return engine
 
 
@@ -148,7 +140,7 @@ async def _temporal(
         stack.push_async_callback(child.stop)
     try:
         await wait_ready(settings.temporal_address, settings.temporal_namespace)
-        client = await connect(settings.temporal_address, settings.temporal_namespace)
+        client = await connect_to(settings)
         await ensure_search_attributes(client)
     except (DuranovaError, RPCError) as error:
         hint = "" if options.temporal else f"; {last_line(data.log('temporal'))}"

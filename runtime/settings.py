@@ -19,6 +19,14 @@ class Settings(BaseSettings):
     database_url: str = "sqlite:///.duranova/duranova.db"
     temporal_address: str = "127.0.0.1:7233"
     temporal_namespace: str = "default"
+    temporal_tls_ca: Path | None = None
+    """Certificate of the authority that the Temporal cluster's must come from; given, or a client
+    certificate given, the connection is by TLS."""
+    temporal_tls_cert: Path | None = None
+    """Client certificate, for a cluster that asks for one; with its key."""
+    temporal_tls_key: Path | None = None
+    temporal_tls_server_name: str | None = None
+    """The name in the cluster's certificate, where it is not the address."""
     public_url: str = "http://127.0.0.1:8774"
     """What clients see; the catalog's URLs are built on it."""
     control_url: str = "http://127.0.0.1:8774"
@@ -71,8 +79,6 @@ class Settings(BaseSettings):
             "ServerGroupSoftAntiAffinityWeigher": 1.0,
         }
     )
-    max_build_attempts: int = 3
-    """Hosts tried for one create, the first included."""
     host_silent_after_s: float = 60.0
     report_interval_s: float = 10.0
     shutdown_timeout_s: float = 60.0

@@ -7,7 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+)
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.common import (
     Priority,
@@ -18,9 +21,11 @@ from temporalio.common import (
 )
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
+from domain.errors import BadRequest, Unavailable
 from domain.ids import CONTROL_QUEUE, server_workflow_id
+from runtime.settings import Settings
 
 SERVER_ID = SearchAttributeKey.for_keyword("ServerId")
 PROJECT_ID = SearchAttributeKey.for_keyword("ProjectId")
@@ -32,12 +37,45 @@ SEARCH_ATTRIBUTES = (SERVER_ID, PROJECT_ID, OPERATION, REQUEST_ID, HOST)
 _RPC_TIMEOUT = timedelta(seconds=5)
 
 
-async def connect(address: str, namespace: str, *, lazy: bool = False) -> Client:
+async def connect_to(settings: Settings, *, lazy: bool = False) -> Client:
+    """A client of the cluster that the settings name, by TLS if they have certificates.
+
+    BadRequest when a certificate cannot be read, Unavailable when the cluster does not answer.
+    ``lazy`` connects at the first call.
+    """
+    address, namespace = settings.temporal_address, settings.temporal_namespace
+    try:
+        return await connect(address, namespace, lazy=lazy, tls=_tls(settings))
+    except RuntimeError as error:
+        raise Unavailable(f"Temporal at {address}: {error}") from error
+
+
+def _tls(settings: Settings) -> TLSConfig | None:
+    ca, cert, key = settings.temporal_tls_ca, settings.temporal_tls_cert, settings.temporal_tls_key
+    if (cert is None) != (key is None):
+        raise BadRequest("DURANOVA_TEMPORAL_TLS_CERT and DURANOVA_TEMPORAL_TLS_KEY go together")
+    if ca is None and cert is None:
+        return None
+    try:
+        return TLSConfig(
+            server_root_ca_cert=ca.read_bytes() if ca else None,
+            client_cert=cert.read_bytes() if cert else None,
+            client_private_key=key.read_bytes() if key else None,
+            domain=settings.temporal_tls_server_name,
+        )
+    except OSError as error:
+        raise BadRequest(f"Temporal's TLS: {error.filename}: {error.strerror}") from error
+
+
+async def connect(
+    address: str, namespace: str, *, lazy: bool = False, tls: TLSConfig | None = None
+) -> Client:
     """A client with our tracing. ``lazy`` connects at the first call."""
     return await Client.connect(
         address,
         namespace=namespace,
         lazy=lazy,
+        tls=tls or False,
         plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
     )
 
@@ -124,14 +162,23 @@ async def purge_guest(client: Client, workflow: str, cmd: Any) -> None:
 
 
 async def ensure_search_attributes(client: Client) -> None:
-    """Register our search attributes in the client's namespace; what is there already stays."""
-    for key in SEARCH_ATTRIBUTES:
-        request = AddSearchAttributesRequest(
-            namespace=client.namespace,
-            search_attributes={key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD},
-        )
-        try:
-            await client.operator_service.add_search_attributes(request)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.ALREADY_EXISTS:
-                raise
+    """Register those of our search attributes that the client's namespace lacks.
+
+    Unavailable, saying which, when the cluster does not let us.
+    """
+    listed = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    missing = {k.name for k in SEARCH_ATTRIBUTES} - set(listed.custom_attributes)
+    if not missing:
+        return
+    wanted = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+    request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=wanted)
+    try:
+        await client.operator_service.add_search_attributes(request)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:  # another process was quicker
+            raise Unavailable(
+                f"Temporal lacks search attributes of type Keyword: {', '.join(sorted(missing))}; "
+                f"they could not be registered: {error.message}"
+            ) from error
