@@ -16,12 +16,15 @@ from xml.etree import ElementTree
 
 import libvirt
 import structlog
+from opentelemetry import trace
 
 from domain.errors import DuranovaError, GuestFailure, GuestRefused, NotFound
 from domain.states import PowerState
 from virt.driver import without_paths
 
 log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer(__name__)
+"""For what changes something. What only looks is polled, and would bury the rest."""
 
 Result = TypeVar("Result")
 
@@ -174,10 +177,12 @@ class Connection:
         except NotFound:
             return None
 
+    @_tracer.start_as_current_span("libvirt define")
     def define(self, xml: str) -> None:
         """Define a domain, or define it anew. GuestRefused for a definition libvirt cannot take."""
         self._call(lambda connection: connection.defineXML(xml))
 
+    @_tracer.start_as_current_span("libvirt launch")
     def launch(self, uuid: str) -> None:
         """Start it, from its saved memory if there is one. No-op when it runs."""
 
@@ -190,27 +195,33 @@ class Connection:
 
         self._on(uuid, start)
 
+    @_tracer.start_as_current_span("libvirt kill")
     def kill(self, uuid: str) -> None:
         """Pull the plug. No-op when it does not run or does not exist."""
         with suppress(NotFound):
             self._on(uuid, _when_active(lambda domain: domain.destroy()))
 
+    @_tracer.start_as_current_span("libvirt press_power_button")
     def press_power_button(self, uuid: str) -> None:
         """Ask what runs inside to shut down: through its agent if it has one, else by ACPI."""
         self._on(uuid, _when_active(lambda domain: domain.shutdown()))
 
+    @_tracer.start_as_current_span("libvirt freeze")
     def freeze(self, uuid: str) -> None:
         """Stop the vCPUs."""
         self._on(uuid, lambda domain: domain.suspend())
 
+    @_tracer.start_as_current_span("libvirt thaw")
     def thaw(self, uuid: str) -> None:
         """Let the vCPUs go on."""
         self._on(uuid, lambda domain: domain.resume())
 
+    @_tracer.start_as_current_span("libvirt save")
     def save(self, uuid: str) -> None:
         """Save its memory and end it; the next ``launch`` goes on there, running."""
         self._on(uuid, lambda domain: domain.managedSave(libvirt.VIR_DOMAIN_SAVE_RUNNING))
 
+    @_tracer.start_as_current_span("libvirt drop_saved")
     def drop_saved(self, uuid: str) -> None:
         """Forget its saved memory, if there is any."""
 
@@ -220,6 +231,7 @@ class Connection:
 
         self._on(uuid, drop)
 
+    @_tracer.start_as_current_span("libvirt undefine")
     def undefine(self, uuid: str) -> None:
         """Forget a domain that does not run, and all libvirt keeps of it. No-op when there is none."""
 
