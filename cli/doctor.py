@@ -293,16 +293,16 @@ def check_temporal(plan: Plan) -> Finding:
 
 def check_database(plan: Plan) -> Finding:
     """The database can be read, and was not made by a newer program."""
-    embedded = plan.data_dir.absolute() / "duranova.db"
-    url = plan.database_url or f"sqlite:///{embedded}"
-    if plan.database_url is None and not embedded.exists():
-        return Finding(Mark.OK, f"SQLite, {embedded} is made at the first start")
-    shown = make_url(url).render_as_string(hide_password=True)
     try:
-        known, revision = schema.is_known(url), schema.current(url)
-    except SQLAlchemyError as error:
+        url = make_url(plan.database_url or f"sqlite:///{plan.data_dir.absolute()}/duranova.db")
+        shown = url.render_as_string(hide_password=True)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+            return Finding(Mark.OK, f"{shown} is made at the first start")
+        text = url.render_as_string(hide_password=False)
+        known, revision = schema.is_known(text), schema.current(text)
+    except (SQLAlchemyError, ImportError) as error:
         why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        return Finding(Mark.FAIL, f"{shown}: {why}", "check its address, or that it runs")
+        return Finding(Mark.FAIL, why, "check the address of the database, or that it runs")
     if not known:
         advice = "use that one, or another database"
         return Finding(Mark.FAIL, f"{shown} was made by a newer duranova", advice)

@@ -28,7 +28,8 @@ class OpenStack:
     """One user's running ``openstack`` command."""
 
     def __init__(self, clouds: Path, cloud: str, log: Path) -> None:
-        """``cloud`` names the entry of the clouds.yaml; what goes wrong is also written to ``log``."""
+        """``cloud`` names the entry of the clouds.yaml; what goes wrong is also written to ``log``.
+        Relative names of files are meant from where the clouds.yaml is."""
         program = Path(sys.executable).parent / "openstack"
         if not program.is_file():
             raise CommandFailed(
@@ -44,7 +45,9 @@ class OpenStack:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
+            cwd=clouds.parent,
             env={**others, **own, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"},
+            umask=0o077,  # it writes the private key
             start_new_session=True,  # ctrl-C is the demo's, which still has to clean up
         )
         self._asked = 0
@@ -82,7 +85,9 @@ class OpenStack:
         self._asked += 1
         end = f"--- {self._asked} ---\n"
         before = self._log.stat().st_size
-        line = shlex.join(str(word) for word in words)
+        line = " ".join(str(word) for word in words)
+        if line != shlex.join(str(word) for word in words):  # it takes a line apart twice
+            raise CommandFailed(f"{spelled(*words)}: only words without quotes can be passed on")
         assert self._process.stdin is not None  # noqa: S101  # it is a pipe
         with suppress(BrokenPipeError):  # it has ended; reading tells what it said
             self._process.stdin.write(f"{line}\n!echo '{end.strip()}'\n".encode())

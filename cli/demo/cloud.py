@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ HOST = "host-1"
 READY_WITHIN_S = 240.0
 STOPPED_WITHIN_S = 60.0
 _MARK = "this-is-a-demo"
+_BAD_LEVELS = [f'"level": "{level}"' for level in ("warning", "error", "critical")]
 _LAST_EPOCH = 2**62
 """Above every epoch a claim will ever have: nothing may come after this destroy."""
 
@@ -103,18 +105,31 @@ class DemoCloud:
             self._process.wait()
         self._process = None
 
+    def typed(self, file: Path) -> str:
+        """A file's name without anything to quote, for a client that works in our directory."""
+        plain = str(file)
+        if shlex.quote(plain) == plain:
+            return plain
+        if file.parent != self.directory:
+            (self.directory / "given-file").symlink_to(file)
+            return "given-file"
+        return file.name
+
     def console(self, server_id: str) -> str:
         """What the host has of a guest's console, without asking anybody."""
         file = self._instances / server_id / "console.log"
         return file.read_text(errors="replace") if file.exists() else ""
 
     def remains(self, server_id: str, ports: Iterable[str], networks: Iterable[str]) -> list[str]:
-        """What this machine still has of a server: its folder, devices, domain."""
+        """What this machine still has of a server: devices, its domain, its files."""
         names = [*map(tap_name, ports), *map(bridge_name, networks)]
         found = [f"device {name}" for name in names if Path("/sys/class/net", name).exists()]
-        folder = self._instances / server_id
-        found += [f"folder {folder}"] if folder.exists() else []
-        return found + [f"domain {name}" for name in self._domains() if server_id in name]
+        found += [f"domain {name}" for name in self._domains() if server_id in name]
+        # Where the libvirt driver keeps a guest, and where the fake one does.
+        files = [self._instances / server_id, self._host / "guests" / f"{server_id}.json"]
+        return found + [
+            f"file {file.relative_to(self.directory)}" for file in files if file.exists()
+        ]
 
     def clear(self) -> None:
         """Remove guests, their wiring and the libvirtd of a cloud that does not run; logs stay."""
@@ -141,7 +156,7 @@ class DemoCloud:
         words = {}
         for log in sorted(self.logs.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()
-            bad = [line for line in lines if '"error"' in line or '"warning"' in line]
+            bad = [line for line in lines if any(level in line for level in _BAD_LEVELS)]
             if bad or log == self._log:
                 words[log] = [line[:400] for line in (bad or lines)[-count:]]
         return words
@@ -154,7 +169,11 @@ class DemoCloud:
 
     @property
     def _instances(self) -> Path:
-        return self.directory / "hosts" / HOST / "instances"
+        return self._host / "instances"
+
+    @property
+    def _host(self) -> Path:
+        return self.directory / "hosts" / HOST
 
     @property
     def _libvirt(self) -> Path:
@@ -190,7 +209,7 @@ class DemoCloud:
         plan = HostPlan(
             name=HOST,
             driver="libvirt",
-            state_dir=self.directory / "hosts" / HOST,
+            state_dir=self._host,
             key="",
             libvirt_uri=self._uri,
         )

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+LOG_WIDTH = 140
 
 
 @dataclass(slots=True)
@@ -26,6 +29,8 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        if not console.is_terminal:  # nobody's window is too narrow for a table
+            console.width = max(console.width, LOG_WIDTH)
         self.steps: list[Step] = []
 
     @contextmanager
@@ -67,7 +72,7 @@ class Screen:
 
     def summary(self) -> None:
         """Every step with its time and what was seen."""
-        table = Table(title="what happened", title_justify="left", show_edge=False, pad_edge=False)
+        table = Table(show_edge=False, pad_edge=False, box=SIMPLE_HEAD)
         table.add_column("step", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True, style="cyan")
         table.add_column("seen", overflow="fold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -136,7 +137,7 @@ class Story:
     # --- the steps ------------------------------------------------------------------------------
 
     def _image(self) -> Bootable:
-        with self._screen.step("an image to boot", slow=True) as step:
+        with self._screen.step("image file", slow=True) as step:
             if self._options.image is not None:
                 image = given_image(self._options.image)
             elif self._options.driver == "fake":
@@ -150,10 +151,11 @@ class Story:
         with self._screen.step("duranova up", slow=True) as step:
             self._cloud.start()
             step.seen = f"{self._cloud.url}, {self._options.driver} driver"
-        with self._screen.step("the openstack client"):
+        with self._screen.step("openstack client") as step:
             self._demo = self._client("duranova")
             self._admin = self._client("duranova-admin")
-            self._demo.show("token", "issue")
+            user = self._demo.show("token", "issue")["user_id"]
+            step.seen = f"user {user} has a token"
 
     def _client(self, cloud: str) -> OpenStack:
         log = self._cloud.logs / f"openstack-{cloud}.txt"
@@ -164,22 +166,21 @@ class Story:
     def _build(self, image: Bootable) -> None:
         """What a server stands on."""
         cidr = free_network()
-        self._create("image", "--file", image.file, "--disk-format", image.format)
+        file = self._cloud.typed(image.file.absolute())
+        self._create("image", "--file", file, "--disk-format", image.format)
         self._made.networks.append(self._create("network")["id"])
         self._create("subnet", "--network", name("network"), "--subnet-range", cidr)
         self._create("security group")
         for protocol in (("tcp", "--dst-port", "22"), ("icmp",)):
             words = ("--protocol", *protocol, name("security group"))
             self._show(self._demo, "security", "group", "rule", "create", *words)
-        self._create("keypair", "--private-key", self._key)
-        if self._key.stat().st_mode & 0o077:
-            raise DuranovaError(f"{self._key} can be read by others")
+        self._create("keypair", "--private-key", self._cloud.typed(self._key))
         size = ("--vcpus", 1, "--ram", image.ram_mb, "--disk", image.disk_gb)
-        self._create("flavor", *size, client=self._admin)
+        self._create("flavor", *size)
 
-    def _create(self, kind: str, *words: object, client: OpenStack | None = None) -> Any:
+    def _create(self, kind: str, *words: object) -> Any:
         with self._screen.step(kind) as step:
-            made = self._show(client or self._demo, *kind.split(), "create", *words, name(kind))
+            made = self._show(self._client_for(kind), *kind.split(), "create", *words, name(kind))
             step.seen = made.get("cidr") or made.get("fingerprint") or made["id"]
         return made
 
@@ -189,15 +190,15 @@ class Story:
         used += [("--security-group", "security group"), ("--key-name", "keypair")]
         words = [word for option, kind in used for word in (option, name(kind))]
         made.server_id = self._create("server", *words)["id"]
-        with self._screen.step("the server is ACTIVE", slow=True) as step:
+        with self._screen.step("server is ACTIVE", slow=True) as step:
             server = self._wait(ACTIVE_WITHIN_S, "the server is not ACTIVE", self._active)
             made.ip = next(ip for ips in server["addresses"].values() for ip in ips)
             made.ports = [p["ID"] for p in demo.show("port", "list", "--server", made.server_id)]
             there = self._cloud.remains(made.server_id, made.ports, made.networks)
             if not there:
                 raise DuranovaError("the server is ACTIVE, but this machine has nothing of it")
-            step.seen = f"{made.ip}; {', '.join(there)}"
-        with self._screen.step("the guest says that it is up", slow=True) as step:
+            step.seen = f"{made.ip}: {', '.join(there)}"
+        with self._screen.step("guest is up", slow=True) as step:
             console, line = self._wait(
                 BOOTED_WITHIN_S, "the guest does not say so", lambda: self._booted(image.is_up)
             )
@@ -221,7 +222,7 @@ class Story:
         if self._options.driver == "fake":
             self._screen.say("[yellow]-[/] no ssh: nothing runs inside a guest of the fake driver")
             return
-        with self._screen.step("a login by ssh", slow=True) as step:
+        with self._screen.step("ssh login", slow=True) as step:
             self._screen.command(
                 f"ssh -i {self._key} {self._options.user}@{self._made.ip} uname -a"
             )
@@ -231,16 +232,15 @@ class Story:
             self._screen.quote(step.seen)
 
     def _history(self) -> None:
-        with self._screen.step("what OpenStack says that happened") as step:
+        with self._screen.step("server events") as step:
             words = ("server", "event", "list", self._made.server_id)
             self._screen.command(spelled(*words))
-            shown = self._demo.do(*words, "-c", "Action", "-c", "Request ID", "-c", "Start Time")
-            self._screen.quote(shown)
+            self._screen.quote(self._demo.do(*words, "--max-width", 100))
             actions = [event["Action"] for event in self._demo.show(*words)]
             if actions != ["create"]:
                 raise DuranovaError(f"its events are {actions}, and not one create")
             step.seen = "create"
-        with self._screen.step("what Temporal says that happened") as step:
+        with self._screen.step("Temporal workflow") as step:
             run = self._wait(SEEN_WITHIN_S, "Temporal shows no completed workflow", self._workflow)
             workflow = run["execution"]["workflowId"]
             step.seen = f"{run['type']['name']} {workflow} completed, {run['historyLength']} events"
@@ -264,8 +264,9 @@ class Story:
         say(f"  API              {cloud.url}")
         say(f"  its description  {cloud.url}/docs")
         say(f"  Temporal Web UI  {cloud.ui}")
-        say(f"  the guest        ssh -i {self._key} {self._options.user}@{self._made.ip}")
-        say(f"  the client       export OS_CLIENT_CONFIG_FILE={cloud.clouds} OS_CLOUD=duranova\n")
+        say(f"  the guest        {escape(self._ssh)}")
+        clouds = shlex.quote(str(cloud.clouds))
+        say(f"  the client       export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=duranova\n")
         with suppress(KeyboardInterrupt):
             while True:
                 cloud.check()
@@ -273,13 +274,15 @@ class Story:
         say("")
 
     def _delete(self) -> None:
-        with self._screen.step("the server is deleted", slow=True):
+        with self._screen.step("server is deleted", slow=True) as step:
             self._do(self._demo, "server", "delete", name("server"))
             self._wait(GONE_WITHIN_S, "the server is still listed", self._no_server)
-        with self._screen.step("all else is deleted"):
-            for kind in ("keypair", "security group", "subnet", "network", "image"):
-                self._do(self._demo, *kind.split(), "delete", name(kind))
-            self._do(self._admin, "flavor", "delete", name("flavor"))
+            step.seen = self._made.server_id
+        with self._screen.step("rest is deleted") as step:
+            rest = [kind for kind in KINDS if kind != "server"]
+            for kind in rest:
+                self._do(self._client_for(kind), *kind.split(), "delete", name(kind))
+            step.seen = ", ".join(rest)
 
     def _no_server(self) -> bool:
         return not self._demo.show("server", "list")
@@ -288,8 +291,7 @@ class Story:
         made = self._made
         with self._screen.step("nothing is left") as step:
             for kind in KINDS:
-                client = self._admin if kind == "flavor" else self._demo
-                left = [one["Name"] for one in client.show(*kind.split(), "list")]
+                left = [x["Name"] for x in self._client_for(kind).show(*kind.split(), "list")]
                 if name(kind) in left:
                     raise DuranovaError(f"{kind} {name(kind)} is still listed")
             deadline = time.monotonic() + GONE_WITHIN_S
@@ -297,11 +299,10 @@ class Story:
                 if time.monotonic() > deadline:
                     raise DuranovaError(f"this machine still has {', '.join(left)}")
                 time.sleep(_LOOK_EVERY_S)
-            step.seen = f"{', '.join(KINDS)}: not listed; "
-            step.seen += "no domain, device or file" if made.ports else "no file"
+            step.seen = "none of it listed; no domain, no device, no file"
 
     def _end(self) -> None:
-        with self._screen.step("the cloud stops") as step:
+        with self._screen.step("duranova stops") as step:
             for client in self._clients:
                 client.close()
             self._cloud.stop()
@@ -314,6 +315,13 @@ class Story:
     @property
     def _key(self) -> Path:
         return self._cloud.directory / "first-key"
+
+    def _client_for(self, kind: str) -> OpenStack:
+        return self._admin if kind == "flavor" else self._demo
+
+    @property
+    def _ssh(self) -> str:
+        return shlex.join(["ssh", "-i", str(self._key), f"{self._options.user}@{self._made.ip}"])
 
     def _show(self, client: OpenStack, *words: object) -> Any:
         self._screen.command(client.spelled(*words))
