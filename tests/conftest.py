@@ -198,10 +198,9 @@ def cloud(settings: Settings, engine: Engine, launcher: RecordingLauncher) -> Cl
 @pytest.fixture
 def client(cloud: Cloud) -> Iterator[TestClient]:
     """The whole API in process, asking as ``member`` of project ``project-demo`` unless told."""
-    from api.app import build_app  # noqa: PLC0415  # other tests need not load every route
+    from tests.asgi import app_for  # noqa: PLC0415  # other tests need not load every route
 
-    app = build_app(cloud)
-    with TestClient(app, headers={"X-Auth-Token": "member"}) as client:
+    with TestClient(app_for(cloud), headers={"X-Auth-Token": "member"}) as client:
         yield client
 
 

@@ -8,13 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from starlette.routing import Mount
 
 from api.app import build_app
 from api.context import Cloud
@@ -22,6 +20,7 @@ from api.tokens import Tokens
 from db.bootstrap import bootstrap
 from db.passwords import hash_password
 from db.session import transaction
+from tests.asgi import app_for
 
 PASSWORDS = {"admin": "admin-password", "demo": "demo-password", "alt": "alt-password"}
 
@@ -103,24 +102,9 @@ def real_cloud(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return dataclasses.replace(cloud, tokens=Tokens(cloud.settings))
 
 
-@cache
-def built_once() -> tuple[Any, FastAPI]:
-    """The API and its identity service. An app works its routes out at its first request, which takes
-    as long as many tests; so they share one and put their cloud into it."""
-    api: Any = build_app(cast("Cloud", None))
-    root = api
-    while not isinstance(root, FastAPI):
-        root = root.app
-    (service,) = (r.app for r in root.routes if isinstance(r, Mount) and r.path == "/identity")
-    assert isinstance(service, FastAPI)
-    return api, service
-
-
 @pytest.fixture
 def keystone(real_cloud: Cloud) -> Iterator[Keystone]:
-    api, service = built_once()
-    service.state.cloud = real_cloud
-    with TestClient(api, follow_redirects=False) as http:
+    with TestClient(app_for(real_cloud), follow_redirects=False) as http:
         yield Keystone(http, real_cloud)
 
 
