@@ -77,6 +77,15 @@ class HostNetwork:
             while self._listeners:
                 self._listeners.popitem()[1].close()
 
+    def remove(self) -> None:
+        """Take everything away, the packet filter too: for a host that is no more. No ``open`` needed."""
+        with self._lock:
+            self.open()
+            self._unplug(list(self._records.ports.values()))
+            self._ensure_routes()
+            self._firewall.remove()
+            self.close()
+
     # --- ports ----------------------------------------------------------------------------------
 
     def plug(self, server_id: str, nics: Sequence[NicSpec]) -> None:

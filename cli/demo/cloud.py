@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from activities.host.control_plane import ControlPlane
@@ -22,6 +22,7 @@ from runtime.devserver import free_port
 from runtime.logs import configure_logs
 from runtime.settings import Settings
 from virt.libvirt.private import PrivateLibvirtd
+from virt.nics import HostNetwork
 from workers.host import HostPlan, open_driver
 
 HOST = "host-1"
@@ -132,13 +133,16 @@ class DemoCloud:
         ]
 
     def clear(self) -> None:
-        """Remove guests, their wiring and the libvirtd of a cloud that does not run; logs stay."""
+        """Remove guests, wiring, packet filter and libvirtd of a cloud that does not run; logs stay."""
         if self._driver == "fake":
             return
         for console in self._instances.glob("*/console.log"):
             shutil.copyfile(console, self.logs / f"console-{console.parent.name}.log")
         if self._instances.is_dir() and any(self._instances.iterdir()):
             self._destroy_guests()
+        wiring = self._host / "network"
+        if wiring.exists():
+            HostNetwork(wiring, HOST, _nobody_answers).remove()
         if self._libvirt.exists():
             shutil.copytree(self._libvirt / "log", self.logs / "libvirt", dirs_exist_ok=True)
             self._daemon.remove()
@@ -221,3 +225,9 @@ class DemoCloud:
         finally:
             driver.close()
             control.close()
+
+
+def _nobody_answers(
+    server_id: str, method: str, path: str, headers: Mapping[str, str]
+) -> tuple[int, Mapping[str, str], bytes]:
+    return 503, {}, b""

@@ -92,6 +92,9 @@ table ip %(table)s {
 """
 
 
+_FAMILIES = ("bridge", "ip")
+
+
 class Firewall:
     """The tables of one host, named after its instance. Every change is one transaction, and repeatable."""
 
@@ -111,6 +114,14 @@ class Firewall:
         script += "".join(self._network_on(segment) for segment in segments)
         script += "".join(self._port_on(port, s) for s in segments for port in s.ports)
         kernel.nft(script)
+
+    def remove(self) -> None:
+        """Take both tables away."""
+        kernel.nft(
+            "".join(
+                f"add table {f} {self.table}\ndelete table {f} {self.table}\n" for f in _FAMILIES
+            )
+        )
 
     def add_network(self, segment: Segment) -> None:
         """Know a network's devices, its conntrack zone and its transit address."""

@@ -334,3 +334,18 @@ def test_two_hosts_in_one_namespace_leave_each_other_alone(
     other.unplug(theirs.server_id)
     assert other.residue() == []
     assert _works(mine)
+
+
+def test_removed_host_takes_all_of_its_own_and_nothing_of_another(
+    lab: Lab, network: HostNetwork, make_nic: MakeNic
+) -> None:
+    staying = lab.plugged(network, make_nic(10))
+    before = lab.state()
+    other = lab.network(state="elsewhere")
+    nic = make_nic(10, network_id=str(uuid.uuid4()))
+    other.plug("gone", [nic])
+    assert lab.state() != before
+    other.close()
+    lab.network(state="elsewhere").remove()  # as another process would
+    assert lab.state() == before
+    assert _works(staying)
