@@ -64,7 +64,8 @@ def configure_logs(settings: Settings, log: Path | None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.captureWarnings(True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "httpcore", "uvicorn.access"):  # they quote headers and queries
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     workflow.logger.workflow_info_on_message = False
     activity.logger.activity_info_on_message = False
 
