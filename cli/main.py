@@ -180,7 +180,7 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
     async def work() -> None:
         settings = Settings()
         listen_on = metrics_listen or settings.metrics_listen
-        with observed(settings, f"host-{name[0]}", metrics_listen=listen_on):
+        with observed(settings, "host", metrics_listen=listen_on):
             client = await connect_to(settings)
             plans = [
                 HostPlan(

@@ -26,8 +26,9 @@ class _Server(uvicorn.Server):
         yield  # the command that runs us decides about signals
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything else starts. StartError when it cannot be had."""
+def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
+    """A listening socket, taken before anything else starts. StartError, naming the option that would
+    help, when it cannot be had."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -35,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise StartError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with {option}"
         ) from error
     return listening
 

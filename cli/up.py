@@ -135,6 +135,8 @@ async def _temporal(
     if options.temporal is None:
         port = int(settings.temporal_address.rpartition(":")[2])
         line = temporal_command(port, data.temporal_db, options.temporal_ui_port)
+        if options.temporal_ui_port is not None:  # it would only say so in its log
+            listen("127.0.0.1", options.temporal_ui_port, "--temporal-ui-port").close()
         child = Child("temporal", line, data.log("temporal"))
         await child.start()
         stack.push_async_callback(child.stop)
