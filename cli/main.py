@@ -1,4 +1,8 @@
-"""The ``duranova`` command."""
+"""The ``duranova`` command.
+
+Each command imports what it runs when it runs: all of it together costs seconds, and a host worker
+needs neither the API nor a database.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,9 @@ import uvloop
 from rich.console import Console
 
 from cli.datadir import StartError
-from cli.demo import DemoOptions, demo
-from cli.doctor import Plan, doctor
-from cli.records import fill_new_cloud
-from cli.serve import api_server, listen
-from cli.up import UpOptions, up
-from db import schema
-from db.session import open_engine
 from domain.errors import DuranovaError
 from runtime.sealing import host_key as derive_host_key
 from runtime.settings import Settings
-from runtime.telemetry import observed
-from runtime.temporal import connect_to, ensure_search_attributes
-from workers.control import control_worker, ensure_schedules
-from workers.host import HostPlan, run_hosts
 
 app = typer.Typer(
     help="Duranova: OpenStack compute on durable workflows.",
@@ -68,6 +61,8 @@ def up_command(  # noqa: PLR0913, PLR0917  # the contract of the command
     ready_fd: ReadyFd = None,
 ) -> None:
     """Run the whole cloud on this machine until ctrl-C."""
+    from cli.up import UpOptions, up
+
     if driver not in ("libvirt", "fake"):
         raise typer.BadParameter("--driver is libvirt or fake")
     options = UpOptions(
@@ -99,6 +94,8 @@ def demo_command(
     ),
 ) -> None:
     """Show a guest's whole life through the openstack client, on a cloud of its own."""
+    from cli.demo import DemoOptions, demo
+
     if driver not in ("libvirt", "fake"):
         raise typer.BadParameter("--driver is libvirt or fake")
     options = DemoOptions(keep=keep, image=image, user=user, driver=driver, data_dir=data_dir)
@@ -113,6 +110,8 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what this machine lacks, and what helps. Changes nothing."""
+    from cli.doctor import Plan, doctor
+
     plan = Plan(data_dir, Settings(), temporal, database_url)
     raise SystemExit(doctor(plan, Console(highlight=False), as_json=as_json))
 
@@ -123,6 +122,10 @@ def api(
     ready_fd: ReadyFd = None,
 ) -> None:
     """Run the API alone, configured by DURANOVA_… variables."""
+    from cli.serve import api_server, listen
+    from db.session import open_engine
+    from runtime.telemetry import observed
+    from runtime.temporal import connect_to
 
     async def serve() -> None:
         settings = Settings()
@@ -140,6 +143,10 @@ def api(
 @app.command()
 def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> None:
     """Run a control worker alone: workflows, placement, the record."""
+    from db.session import open_engine
+    from runtime.telemetry import observed
+    from runtime.temporal import connect_to, ensure_search_attributes
+    from workers.control import control_worker, ensure_schedules
 
     async def work() -> None:
         settings = Settings()
@@ -174,6 +181,10 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
     ready_fd: ReadyFd = None,
 ) -> None:
     """Run the worker of one hypervisor. It needs DURANOVA_HOST_KEY, and no database."""
+    from runtime.telemetry import observed
+    from runtime.temporal import connect_to
+    from workers.host import HostPlan, run_hosts
+
     if driver != "fake" and len(name) > 1:
         raise typer.BadParameter("several --name only with --driver fake")
 
@@ -216,6 +227,8 @@ def db_upgrade(
     ] = None,
 ) -> None:
     """Bring the database to this program's schema."""
+    from db import schema
+
     url = database_url or Settings().database_url
     schema.upgrade(url)
     typer.echo(f"schema {schema.current(url)}")
@@ -228,6 +241,9 @@ def db_fill(
     ],
 ) -> None:
     """Give a new database its first records: roles, users, flavors, a shared network."""
+    from cli.records import fill_new_cloud
+    from db.session import open_engine
+
     settings = Settings()
     engine = open_engine(settings.database_url)
     try:
