@@ -24,7 +24,7 @@ check: setup  ## format, lint, types, import rules, budgets
 test: setup  ## the whole test suite, libvirt and QEMU parts included
 	$(RUN)pytest
 
-demo: setup  ## boot a real guest through the real openstack client
+demo: setup  ## boot a real guest through the real openstack client (KEEP=1: leave it running; IMAGE=file: boot that)
 	@$(RUN)duranova demo
 
 up: setup  ## run the all-in-one in ./.duranova

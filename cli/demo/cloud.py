@@ -11,27 +11,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from activities.host.control_plane import ControlPlane
 from cli.children import last_line
 from cli.datadir import StartError, open_data_dir
 from cli.hypervisors import SYSTEM_URI
 from domain.errors import DuranovaError
-from domain.guest import Fence
 from domain.ids import bridge_name, tap_name
 from runtime.devserver import free_port
-from runtime.logs import configure_logs
-from runtime.settings import Settings
 from virt.libvirt.private import PrivateLibvirtd
 from virt.nics import HostNetwork
-from workers.host import HostPlan, open_driver
 
 HOST = "host-1"
 READY_WITHIN_S = 240.0
 STOPPED_WITHIN_S = 60.0
 _MARK = "this-is-a-demo"
 _BAD_LEVELS = [f'"level": "{level}"' for level in ("warning", "error", "critical")]
-_LAST_EPOCH = 2**62
-"""Above every epoch a claim will ever have: nothing may come after this destroy."""
 
 
 class DemoCloud:
@@ -139,9 +132,13 @@ class DemoCloud:
         for console in self._instances.glob("*/console.log"):
             shutil.copyfile(console, self.logs / f"console-{console.parent.name}.log")
         if self._instances.is_dir() and any(self._instances.iterdir()):
-            self._destroy_guests()
-        wiring = self._host / "network"
-        if wiring.exists():
+            # Seconds, for what only a failed demo leaves.
+            from cli.demo.leftovers import destroy_guests  # noqa: PLC0415  # see above
+
+            if self._libvirt.exists():
+                self._daemon.start()
+            destroy_guests(HOST, self._host, self._uri, self.logs / "demo.log")
+        if (wiring := self._host / "network").exists():
             HostNetwork(wiring, HOST, _nobody_answers).remove()
         if self._libvirt.exists():
             shutil.copytree(self._libvirt / "log", self.logs / "libvirt", dirs_exist_ok=True)
@@ -204,27 +201,6 @@ class DemoCloud:
         if listed.returncode != 0:
             raise DuranovaError(f"virsh cannot list domains: {listed.stderr.strip()}")
         return listed.stdout.split()
-
-    def _destroy_guests(self) -> None:
-        """As a host worker would, if one still ran."""
-        configure_logs(Settings(), self.logs / "demo.log")
-        if self._libvirt.exists():
-            self._daemon.start()
-        plan = HostPlan(
-            name=HOST,
-            driver="libvirt",
-            state_dir=self._host,
-            key="",
-            libvirt_uri=self._uri,
-        )
-        control = ControlPlane("http://127.0.0.1:9", HOST, "")  # it will not be asked
-        driver, _ = open_driver(plan, Settings(virt_type="qemu"), control)
-        try:
-            for folder in sorted(self._instances.iterdir()):
-                driver.destroy(folder.name, Fence(_LAST_EPOCH, "demo"))
-        finally:
-            driver.close()
-            control.close()
 
 
 def _nobody_answers(
