@@ -69,6 +69,8 @@ class World:
     guests: dict[tuple[str, str], tuple[int, PowerState]] = field(default_factory=dict)
     """(host, server) → (epoch, power state)"""
     tombstones: dict[tuple[str, str], int] = field(default_factory=dict)
+    silent_later: set[str] = field(default_factory=set)
+    """Hosts the record knows to be away by the time of a second claim."""
 
     def leaks(self) -> list[str]:
         """Whatever has no owner: guests, claims and hosts that do not belong to each other."""
@@ -100,7 +102,8 @@ class WorldControl(ControlActivities):
         server_id, row = cmd.ref.server_id, self.world.servers[cmd.ref.server_id]
         held = self.world.claims.get(server_id)
         if held is None or held[1:3] != (cmd.ref.operation_id, cmd.attempt):
-            free = [h for h in HOSTS if h not in cmd.passed_over]
+            away = self.world.silent_later if cmd.attempt > 1 else set()
+            free = [h for h in HOSTS if h not in cmd.passed_over and h not in away]
             row.epoch += 1
             held = (free[0], cmd.ref.operation_id, cmd.attempt, row.epoch)
             self.world.claims[server_id] = held

@@ -30,6 +30,11 @@ from workflows.catalog import WORKFLOWS
 from workflows.contract import ControlActivities
 
 SWEEP_EVERY = timedelta(seconds=30)
+# Our workflow modules import nothing but the pure core, so the sandbox may share them: without this
+# each workflow instance would import them again.
+RUNNER = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("domain", "workflows")
+)
 
 
 def control_activities(client: Client, engine: Engine, settings: Settings) -> Control:
@@ -46,11 +51,7 @@ def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker
         workflows=WORKFLOWS,
         activities=implemented(control_activities(client, engine, settings), ControlActivities),
         interceptors=[Context(), DomainErrors()],
-        # Our workflow modules import nothing but the pure core, so the sandbox may share it: without
-        # this each workflow instance would import it again.
-        workflow_runner=SandboxedWorkflowRunner(
-            restrictions=SandboxRestrictions.default.with_passthrough_modules("domain", "workflows")
-        ),
+        workflow_runner=RUNNER,
         # After a control worker died, its cached workflows move on this quickly (the default is 10 s).
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=10),
