@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
 
 from domain.errors import Unavailable
+
+# Else each series has a second one, which nobody asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library forgot its annotation
 
 API_REQUESTS = Histogram(
     "duranova_api_request_seconds",

@@ -25,9 +25,13 @@ from temporalio.runtime import (
     TelemetryFilter,
 )
 
+from domain.errors import Unavailable
 from runtime.logs import configure_logs
 from runtime.metrics import listening
 from runtime.settings import Settings
+
+_EXPORT_S = 3.0
+"""For one export with all its retries; a collector that is not there holds up no stop for longer."""
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def observed(
 ) -> Iterator[None]:
     """Logs (to ``log``, or standard error), traces and, if wanted, metrics of ``duranova-<process>``
     inside the block. Once per process, before its Temporal client. What is not exported yet leaves at
-    the end. Unavailable when ``metrics_listen`` cannot be had.
+    the end. Unavailable when an address for metrics cannot be had.
     """
     configure_logs(settings, log)
     _observe_temporal(settings)
@@ -58,7 +62,8 @@ def _tracer_provider(settings: Settings, process: str) -> Any:
         # Spans without content: they cost nothing, and trace ids still join the lines of all logs.
         return create_tracer_provider(ALWAYS_OFF, resource, shutdown_on_exit=False)
     provider = create_tracer_provider(resource=resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+    endpoint = f"{settings.otlp_endpoint.rstrip('/')}/v1/traces"
+    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
@@ -76,4 +81,8 @@ def _observe_temporal(settings: Settings) -> None:
         logging=LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding),
         metrics=PrometheusConfig(bind_address=metrics) if metrics else None,
     )
-    Runtime.set_default(Runtime(telemetry=telemetry), error_if_already_set=False)
+    try:
+        runtime = Runtime(telemetry=telemetry)
+    except (RuntimeError, ValueError) as error:
+        raise Unavailable(f"cannot serve Temporal's metrics on {metrics}: {error}") from error
+    Runtime.set_default(runtime, error_if_already_set=False)
