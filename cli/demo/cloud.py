@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cli.children import last_line
@@ -56,6 +58,7 @@ class DemoCloud:
                     f"{self.directory} is not a demo's; choose another with --data-dir"
                 )
             os.close(open_data_dir(self.directory).lock)
+            self._await_orphans()
             self.clear()
             self.remove()
         self.logs.mkdir(parents=True)
@@ -98,6 +101,7 @@ class DemoCloud:
             self._process.kill()
             self._process.wait()
         self._process = None
+        self._await_orphans()
 
     def typed(self, file: Path) -> str:
         """A file's name without anything to quote, for a client that works in our directory."""
@@ -188,6 +192,14 @@ class DemoCloud:
     def _uri(self) -> str:
         return self._daemon.uri() if self._libvirt.exists() else SYSTEM_URI
 
+    def _await_orphans(self) -> None:
+        """A killed ``up`` takes its children along, and they need a moment. StartError if they stay."""
+        deadline = time.monotonic() + STOPPED_WITHIN_S
+        while orphans := _processes(f"{self.directory}/hosts", f"{self.directory}/temporal.db"):
+            if time.monotonic() > deadline:
+                raise StartError(f"these processes did not end: {', '.join(map(str, orphans))}")
+            time.sleep(0.1)
+
     def _domains(self) -> list[str]:
         if self._driver == "fake":
             return []
@@ -201,6 +213,16 @@ class DemoCloud:
         if listed.returncode != 0:
             raise DuranovaError(f"virsh cannot list domains: {listed.stderr.strip()}")
         return listed.stdout.split()
+
+
+def _processes(*words: str) -> list[int]:
+    """The processes that have one of these words on their command line."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            if any(word.encode() in file.read_bytes().split(b"\0") for word in words):
+                found.append(int(file.parent.name))
+    return found
 
 
 def _nobody_answers(

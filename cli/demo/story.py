@@ -62,14 +62,15 @@ def demo(options: DemoOptions, console: Console) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     screen.say("[bold]Duranova demo[/]: one guest's life, through the real openstack client\n")
     try:
-        cloud.prepare()
-    except DuranovaError as error:
-        screen.say(f"[bold red]✗ {error.message}[/]")
+        with console.status("looking for what an earlier demo left…"):
+            cloud.prepare()
+    except Exception as error:  # one line is enough: nothing has begun
+        screen.say(f"[bold red]✗ {_message(error)}[/]")
         return 1
     story = Story(options, screen, cloud)
     try:
         story.tell()
-    except (DuranovaError, OSError, httpx.HTTPError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # whatever it was, all is to be stopped
         # Whoever is impatient now would leave guests behind; every step of this ends by itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -192,7 +193,7 @@ class Story:
         made.server_id = self._create("server", *words)["id"]
         with self._screen.step("server is ACTIVE", slow=True) as step:
             server = self._wait(ACTIVE_WITHIN_S, "the server is not ACTIVE", self._active)
-            made.ip = next(ip for ips in server["addresses"].values() for ip in ips)
+            (made.ip,) = [ip for ips in server["addresses"].values() for ip in ips]
             made.ports = [p["ID"] for p in demo.show("port", "list", "--server", made.server_id)]
             there = self._cloud.remains(made.server_id, made.ports, made.networks)
             if not there:
