@@ -137,7 +137,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_url" not in metafunc.fixturenames:
         return
     here = metafunc.definition.path
-    if here.parent.name == "db" or here.name == "test_placement.py":
+    if here.parent.name == "db" or here.name.startswith("test_placement"):
         both = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
         metafunc.parametrize("database_url", both, indirect=True)
 

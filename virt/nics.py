@@ -200,16 +200,7 @@ class HostNetwork:
                 self._records.put_port(Port(server_id, nic, self._records.free_number()))
             elif known.nic != nic:
                 self._records.put_port(Port(server_id, nic, known.number, since=known.since))
-            self._record_network(nic)
-
-    def _record_network(self, nic: NicSpec) -> None:
-        others = [n for n in self._records.networks.values() if n.id != nic.network_id]
-        known = self._records.networks.get(nic.network_id)
-        cidrs = [p.nic.subnet.cidr for p in self._records.of_network(nic.network_id)]
-        if known is None:
-            zone = _free_zone(nic.network_id, {n.zone for n in others})
-            transit = choose_transit(cidrs, [n.transit for n in others])
-            self._records.put_network(Network(nic.network_id, nic.segment, zone, transit))
+            _record_network(self._records, nic)
 
     def _restore(self, network_id: str) -> None:
         """Bring one network back; what keeps it away must not keep the others away, too."""
@@ -231,14 +222,8 @@ class HostNetwork:
             if listener is not None:
                 listener.close()
             self._listeners[network_id] = Listener(
-                segment.netns, lambda ip: self._owner(network_id, ip), self._metadata
+                segment.netns, lambda ip: self._records.owner(network_id, ip), self._metadata
             )
-
-    def _owner(self, network_id: str, ip: str) -> str | None:
-        ports = list(self._records.ports.values())
-        return next(
-            (p.server_id for p in ports if p.nic.network_id == network_id and p.nic.ip == ip), None
-        )
 
     def _unplug(self, ports: Iterable[Port]) -> None:
         """Undo ``plug`` for some ports; their records go last, so that a crash leaves none behind."""
@@ -276,7 +261,7 @@ class HostNetwork:
             self._remove_network(network_id)
             self._records.drop_network(network_id)
         for port in self._records.ports.values():
-            self._record_network(port.nic)
+            _record_network(self._records, port.nic)
 
     def _load_filter(self) -> None:
         segments = [self._segment(network_id) for network_id in self._records.networks]
@@ -289,6 +274,16 @@ class HostNetwork:
     def _ensure_routes(self) -> None:
         if self._host_routes:
             ensure_host_routes([self._segment(n) for n in self._records.networks])
+
+
+def _record_network(records: Records, nic: NicSpec) -> None:
+    if nic.network_id in records.networks:
+        return
+    others = list(records.networks.values())
+    cidrs = [p.nic.subnet.cidr for p in records.of_network(nic.network_id)]
+    zone = _free_zone(nic.network_id, {n.zone for n in others})
+    transit = choose_transit(cidrs, [n.transit for n in others])
+    records.put_network(Network(nic.network_id, nic.segment, zone, transit))
 
 
 def _moved(known: Port, server_id: str, nic: NicSpec) -> bool:

@@ -1,162 +1,22 @@
-"""Placement against a real database: atomic claims, kept decisions, repeats and releases."""
+"""Placement against a real database: claims, kept decisions, repeats and releases."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
-from sqlmodel import col, select
 
-from activities.control.placement import Placement
 from activities.control.snapshot import host_states
-from db.groups import Aggregate, AggregateHost, ServerGroup
-from db.hosts import Claim, Host, report_host, set_allocation_ratios, usage_by_host
-from db.operations import Decision, Operation, OperationEvent
+from db.hosts import Host, report_host, set_allocation_ratios
+from db.operations import Operation
 from db.servers import Server
 from db.session import now, reading, transaction
 from domain.errors import Conflict, NotFound, NoValidHost
 from domain.guest import Inventory
 from domain.ids import new_id
-from runtime.settings import Settings
-from workflows.contract import ClaimHost, Placed, Ref, ReleaseClaim
-
-FLAVOR = {
-    "id": "1",
-    "name": "m1.tiny",
-    "vcpus": 1,
-    "ram_mb": 512,
-    "disk_gb": 1,
-    "ephemeral_gb": 0,
-    "swap_mb": 0,
-    "extra_specs": {},
-}
-IMAGE = {
-    "checksum": "c" * 128,
-    "disk_format": "qcow2",
-    "size_bytes": 1024**2,
-    "min_disk": 0,
-    "min_ram": 0,
-    "properties": {"hw_disk_bus": "virtio"},
-}
-
-
-class Lab:
-    """A cloud's record without a cloud: hosts that reported, servers that wait to be placed."""
-
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine = engine
-        self.settings = settings
-        self.placement = Placement(engine, settings)
-
-    def with_settings(self, **changes: Any) -> Lab:
-        return Lab(self.engine, self.settings.model_copy(update=changes))
-
-    def add_hosts(
-        self, *names: str, vcpus: int = 4, ram_mb: int = 4608, disk_gb: int = 100
-    ) -> None:
-        for name in names:
-            inventory = Inventory(
-                vcpus=vcpus,
-                ram_mb=ram_mb,
-                disk_gb=disk_gb,
-                hypervisor_type="QEMU",
-                hypervisor_version=9000000,
-                hypervisor_hostname=f"{name}.example",
-                capabilities=("COMPUTE_ACCEL_TCG",),
-                uuid=new_id(),
-            )
-            with transaction(self.engine) as session:
-                report_host(session, name, inventory, "e", now(), None)
-
-    def add_server(self, **given: Any) -> Ref:
-        flavor = {**FLAVOR, **given.pop("flavor", {})}
-        image = {**IMAGE, **given.pop("image", {})}
-        asked = given.pop("input", {})
-        row = {"project_id": "p", "user_id": "u", "name": "s", "task_state": "scheduling"}
-        with transaction(self.engine) as session:
-            server = Server(**(row | given), flavor=flavor, image=image, image_id=new_id())
-            session.add(server)
-            session.flush()
-            operation = Operation(
-                request_id="req-1",
-                action="create",
-                lifecycle="create",
-                server_id=server.id,
-                project_id=server.project_id,
-                user_id="u",
-                input=asked,
-            )
-            session.add(operation)
-            return Ref(operation.id, server.id, server.project_id, "req-1", "create")
-
-    def add_group(self, policy: str, max_server_per_host: int = 1) -> str:
-        with transaction(self.engine) as session:
-            group = ServerGroup(
-                project_id="p",
-                user_id="u",
-                name="g",
-                policy=policy,
-                max_server_per_host=max_server_per_host,
-            )
-            session.add(group)
-            return group.id
-
-    def add_aggregate(self, hosts: Iterable[str], **metadata: str) -> None:
-        with transaction(self.engine) as session:
-            aggregate = Aggregate(name=new_id(), metadata_=metadata)
-            session.add(aggregate)
-            session.flush()
-            assert aggregate.id is not None
-            for host in hosts:
-                session.add(AggregateHost(aggregate_id=aggregate.id, host=host))
-
-    def change(self, table: type[Any], id: str, **values: Any) -> None:
-        with transaction(self.engine) as session:
-            row = session.get(table, id)
-            for name, value in values.items():
-                setattr(row, name, value)
-            session.add(row)
-
-    def claim(self, ref: Ref, attempt: int = 1, passed_over: tuple[str, ...] = ()) -> Placed:
-        return self.placement.claim(ClaimHost(ref, attempt, passed_over))
-
-    def place(self, **given: Any) -> Placed:
-        return self.claim(self.add_server(**given))
-
-    def server(self, ref: Ref) -> Server:
-        with reading(self.engine) as session:
-            return session.get_one(Server, ref.server_id)
-
-    def operation(self, ref: Ref) -> Operation:
-        with reading(self.engine) as session:
-            return session.get_one(Operation, ref.operation_id)
-
-    def claims(self) -> list[Claim]:
-        with reading(self.engine) as session:
-            return list(session.exec(select(Claim)))
-
-    def decisions(self, ref: Ref) -> list[Decision]:
-        with reading(self.engine) as session:
-            query = select(Decision).where(Decision.operation_id == ref.operation_id)
-            return list(session.exec(query.order_by(col(Decision.id))))
-
-    def events(self, ref: Ref) -> list[tuple[str, str | None, str | None]]:
-        with reading(self.engine) as session:
-            query = select(OperationEvent).where(OperationEvent.operation_id == ref.operation_id)
-            rows = session.exec(query.order_by(col(OperationEvent.id)))
-            return [(e.name, e.host, e.result) for e in rows]
-
-
-@pytest.fixture
-def lab(engine: Engine, settings: Settings) -> Lab:
-    return Lab(engine, settings)
-
+from tests.activities.lab import Lab
+from workflows.contract import Ref, ReleaseClaim
 
 # --- one claim ---------------------------------------------------------------------------------
 
@@ -460,85 +320,3 @@ def test_an_affinity_group_stays_together(lab: Lab) -> None:
     lab.add_hosts("one", "two", "three")
     group = lab.add_group("affinity")
     assert len({lab.place(group_id=group).host for _ in range(5)}) == 1
-
-
-# --- many at once --------------------------------------------------------------------------------
-
-AT_ONCE = 16
-
-
-def all_at_once(refs: Iterable[Ref], claim: Callable[[Ref], Placed]) -> Counter[str]:
-    """host → servers placed on it; ``none`` counts the refused. Any other failure fails the test."""
-
-    def one(ref: Ref) -> str:
-        try:
-            return claim(ref).host
-        except NoValidHost:
-            return "none"
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return Counter(pool.map(one, refs))
-
-
-def test_200_parallel_claims_fill_10_hosts_exactly(lab: Lab) -> None:
-    lab = lab.with_settings(ram_allocation_ratio=1.0, cpu_allocation_ratio=5.0)
-    lab.add_hosts(*(f"h{n}" for n in range(10)), vcpus=4, ram_mb=512 + 20 * 512)
-    placements = [Placement(lab.engine, lab.settings) for _ in range(3)]  # as of three workers
-    refs = [lab.add_server() for _ in range(200)]
-    turns = {ref.server_id: n for n, ref in enumerate(refs)}
-
-    def claim(ref: Ref) -> Placed:
-        return placements[turns[ref.server_id] % 3].claim(ClaimHost(ref, 1))
-
-    placed = all_at_once(refs, claim)
-    assert placed == {f"h{n}": 20 for n in range(10)}
-    with reading(lab.engine) as session:
-        usage = usage_by_host(session)
-    assert {(u.ram_mb, u.vcpus, u.servers) for u in usage.values()} == {(10240, 20, 20)}
-
-
-def test_parallel_claims_beyond_the_room_place_exactly_what_fits(lab: Lab) -> None:
-    lab = lab.with_settings(max_instances_per_host=3)
-    lab.add_hosts("one", "two", ram_mb=65536, vcpus=64)
-    placed = all_at_once([lab.add_server() for _ in range(30)], lab.claim)
-    assert placed == {"one": 3, "two": 3, "none": 24}
-
-
-def test_200_parallel_claims_in_an_anti_affinity_group_never_share_a_host(lab: Lab) -> None:
-    lab.add_hosts(*(f"h{n}" for n in range(10)), ram_mb=65536)
-    group = lab.add_group("anti-affinity")
-    placed = all_at_once([lab.add_server(group_id=group) for _ in range(200)], lab.claim)
-    assert placed == {**{f"h{n}": 1 for n in range(10)}, "none": 190}
-
-
-def test_an_anti_affinity_group_may_allow_some_per_host(lab: Lab) -> None:
-    lab.add_hosts("one", "two", ram_mb=65536)
-    group = lab.add_group("anti-affinity", max_server_per_host=2)
-    placed = all_at_once([lab.add_server(group_id=group) for _ in range(12)], lab.claim)
-    assert placed == {"one": 2, "two": 2, "none": 8}
-
-
-def test_the_same_claim_many_times_at_once_is_one_claim(lab: Lab) -> None:
-    lab.add_hosts("one", "two", "three")
-    ref = lab.add_server()
-    assert len(all_at_once([ref] * 20, lab.claim)) == 1
-    assert len(lab.claims()) == 1
-    assert lab.server(ref).epoch == 1
-
-
-def test_claims_and_releases_at_once_leave_no_claim_of_a_released_attempt(lab: Lab) -> None:
-    lab.add_hosts("one", "two", ram_mb=65536)
-    refs = [lab.add_server() for _ in range(40)]
-
-    def race(job: tuple[bool, Ref]) -> None:
-        releases, ref = job
-        if releases:
-            lab.placement.release(ReleaseClaim(ref, 1))
-            return
-        with suppress(Conflict):  # the release was first
-            lab.claim(ref)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(race, [(releases, ref) for ref in refs for releases in (False, True)]))
-    assert lab.claims() == []
-    assert {lab.server(ref).host for ref in refs} == {None}

@@ -116,6 +116,13 @@ class Records:
         """A server's ports."""
         return [p for p in self.ports.values() if p.server_id == server_id]
 
+    def owner(self, network_id: str, ip: str) -> str | None:
+        """The server with this address on this network, if any."""
+        ports = list(self.ports.values())  # asked by metadata's threads while ports come and go
+        return next(
+            (p.server_id for p in ports if p.nic.network_id == network_id and p.nic.ip == ip), None
+        )
+
     def of_network(self, network_id: str) -> list[Port]:
         """A network's ports on this host, the latest described last."""
         found = [p for p in self.ports.values() if p.nic.network_id == network_id]
