@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from domain.guest import Fence, GuestSpec, ImageRef, NicSpec, SubnetSpec
 from domain.ids import guest_name, new_id, tap_name
@@ -25,11 +24,15 @@ BOOT_TIMEOUT_S = 150.0
 """A guest needs 6 s on an idle machine; on a loaded one it may need far longer."""
 
 REPO = Path(__file__).parents[2]
+BUILD_S = 600
 
 
 def test_image() -> Path:
-    """The bootable image the real-QEMU tests run."""
-    return Path(os.environ.get("DURANOVA_TEST_IMAGE", REPO / "build/guest/tiny.qcow2"))
+    """The bootable image the real-QEMU tests run; built from the distribution's packages at first use."""
+    image = Path(os.environ.get("DURANOVA_TEST_IMAGE", REPO / "build/guest/tiny.qcow2"))
+    if not image.is_file():
+        subprocess.run([REPO / "deploy/guest/build.sh", image.parent], check=True, timeout=BUILD_S)
+    return image
 
 
 test_image.__test__ = False  # type: ignore[attr-defined]  # a helper, whatever its name says
@@ -202,8 +205,6 @@ def qemu_subject(state_dir: Path, daemon: PrivateLibvirtd) -> Subject:
     """Guests that boot."""
     from virt.libvirt.driver import LibvirtDriver, LibvirtHost  # noqa: PLC0415  needs the binding
 
-    if not test_image().exists():
-        pytest.skip(f"no bootable image at {test_image()}; DURANOVA_TEST_IMAGE may name one")
     supplies = FileSupplies(test_image().parent)
     host = LibvirtHost(daemon.name, daemon.uri(), state_dir, qemu_log_dir=daemon.qemu_log_dir)
     subject: Subject
