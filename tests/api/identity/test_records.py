@@ -253,6 +253,11 @@ def test_a_user_is_shown_as_keystone_shows_it_and_never_with_a_password(
         assert row.password_hash.startswith("$argon2id$")
         assert verify_password(row.password_hash, "pw")
         assert "pw" not in str(row.extra)
+
+
+def test_a_user_changes_and_goes(keystone: Keystone) -> None:
+    project_id = keystone.id_of("project", "demo")
+    made = keystone.made("user", name="eve", default_project_id=project_id)
     path = f"/users/{made['id']}"
     changed = keystone.as_admin(
         "PATCH", path, json={"user": {"default_project_id": None, "email": "new@example.org"}}
