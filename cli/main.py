@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 db_app = typer.Typer(help="The database.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
+_HOSTS_DIR = Path("/var/lib/duranova/hosts")
 _err = Console(stderr=True, highlight=False)
 
 ReadyFd = Annotated[int | None, typer.Option(help="Write a line to this descriptor when ready.")]
@@ -168,15 +169,11 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
 def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
     name: Annotated[list[str], typer.Option(help="The host's name; many only with --driver fake.")],
     driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
-    state_dir: Annotated[Path, typer.Option(help="Disks and state, below NAME.")] = Path(
-        "/var/lib/duranova/hosts"
-    ),
+    state_dir: Annotated[Path, typer.Option(help="Disks and state, below NAME.")] = _HOSTS_DIR,
     libvirt_uri: Annotated[str, typer.Option()] = "qemu:///system",
     qemu_log_dir: Annotated[Path, typer.Option()] = Path("/var/log/libvirt/qemu"),
     zone: Annotated[str | None, typer.Option(help="Availability zone.")] = None,
-    host_ip: Annotated[
-        str, typer.Option(help="Address the other hosts reach it by.")
-    ] = "127.0.0.1",
+    host_ip: Annotated[str, typer.Option(help="Other hosts reach it there.")] = "127.0.0.1",
     metrics_listen: MetricsListen = None,
     ready_fd: ReadyFd = None,
 ) -> None:

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,52 @@ class OpenStack:
                     break
                 said += chunk
         return said.decode(errors="replace")
+
+
+class Terminal:
+    """Where the demo types: it shows each command, and each kind of thing has the user who may make it."""
+
+    def __init__(self, clouds: Path, logs: Path, show: Callable[[str], None]) -> None:
+        """Start the client once for each user. ``show`` gets every command before it runs."""
+        self._tell = show
+        self.demo, self._admin = (
+            OpenStack(clouds, cloud, logs / f"openstack-{cloud}.txt")
+            for cloud in ("duranova", "duranova-admin")
+        )
+
+    def create(self, kind: str, *words: object) -> Any:
+        """Create the demo's one thing of this kind and return what is shown of it."""
+        words = (*kind.split(), "create", *words, name(kind))
+        self._tell(self._user(kind).spelled(*words))
+        return self._user(kind).show(*words)
+
+    def delete(self, kind: str) -> None:
+        """Delete the demo's one thing of this kind."""
+        words = (*kind.split(), "delete", name(kind))
+        self._tell(self._user(kind).spelled(*words))
+        self._user(kind).do(*words)
+
+    def lists(self, kind: str) -> bool:
+        """Whether the demo's thing of this kind is listed."""
+        return name(kind) in [one["Name"] for one in self._user(kind).show(*kind.split(), "list")]
+
+    def show(self, *words: object) -> Any:
+        """Run any other command and return what it shows."""
+        self._tell(self.demo.spelled(*words))
+        return self.demo.show(*words)
+
+    def close(self) -> None:
+        """End both."""
+        self.demo.close()
+        self._admin.close()
+
+    def _user(self, kind: str) -> OpenStack:
+        return self._admin if kind == "flavor" else self.demo
+
+
+def name(kind: str) -> str:
+    """What the demo calls its one thing of a kind."""
+    return f"first-{kind.rpartition(' ')[2]}"
 
 
 def spelled(*words: object) -> str:

@@ -10,12 +10,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from oslo_utils.imageutils import format_inspector
+
 from domain.errors import DuranovaError
 from runtime.settings import Settings
 
 BUILD = Path(__file__).parents[2] / "deploy" / "guest" / "build.sh"
 BUILD_WITHIN_S = 900
 _GIB = 1024**3
+_FORMATS = {"qcow2": "qcow2", "raw": "raw", "gpt": "raw"}
+"""What is found in a file → what the image service is told; a disk with a partition table is raw."""
 _OURS_IS_UP = re.compile(r"^.*BOOT-OK .*$", re.MULTILINE)
 _ANY_IS_UP = re.compile(r"^.*(BOOT-OK |Cloud-init v\. .* finished at|^\S+ login:).*$", re.MULTILINE)
 _SSH_OPTIONS = (
@@ -63,19 +67,15 @@ def built_image(log: Path) -> Bootable:
 
 
 def given_image(file: Path) -> Bootable:
-    """Somebody's own image. DuranovaError when it is none."""
-    told = subprocess.run(
-        ["qemu-img", "info", "--force-share", "--output", "json", "--", str(file)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    if told.returncode != 0:
-        raise DuranovaError(f"{file} is not an image: {told.stderr.strip()}")
-    facts = json.loads(told.stdout)
-    disk_gb = max(1, -(-int(facts["virtual-size"]) // _GIB))
-    return Bootable(file, facts["format"], file.stat().st_size, 1024, disk_gb, _ANY_IS_UP)
+    """Somebody's own image, qcow2 or raw. DuranovaError when it is another kind."""
+    found = format_inspector.detect_file_format(str(file))
+    if found is None or found.NAME not in _FORMATS:
+        kind = found.NAME if found is not None else "not an image"
+        raise DuranovaError(f"{file} is {kind}; convert it to qcow2 with qemu-img first")
+    size = file.stat().st_size
+    virtual_size = found.virtual_size if found.NAME == "qcow2" else size
+    disk_gb = max(1, -(-virtual_size // _GIB))
+    return Bootable(file, _FORMATS[found.NAME], size, 1024, disk_gb, _ANY_IS_UP)
 
 
 def empty_image(file: Path) -> Bootable:

@@ -16,7 +16,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from cli.demo.client import OpenStack, spelled
+from cli.demo.client import OpenStack, Terminal, name, spelled
 from cli.demo.cloud import DemoCloud
 from cli.demo.guest import Bootable, built_image, empty_image, free_network, given_image, ssh
 from cli.demo.screen import Screen
@@ -25,7 +25,7 @@ from domain.ids import server_workflow_id
 
 ACTIVE_WITHIN_S = 300.0
 BOOTED_WITHIN_S = 300.0
-LOGIN_WITHIN_S = 180.0
+LOGIN_WITHIN_S = 300.0
 GONE_WITHIN_S = 120.0
 SEEN_WITHIN_S = 30.0
 """Temporal shows a workflow's end in its lists a moment later."""
@@ -89,9 +89,7 @@ class Story:
         self._screen = screen
         self._cloud = cloud
         self._made = Made()
-        self._clients: list[OpenStack] = []
-        self._demo: OpenStack
-        self._admin: OpenStack
+        self._opened: Terminal | None = None
 
     def tell(self) -> None:
         """All of it."""
@@ -120,8 +118,8 @@ class Story:
             for log, lines in cloud.last_words().items():
                 screen.say(f"\nthe end of {log}:")
                 screen.quote("\n".join(lines))
-        for client in self._clients:
-            client.close()
+        if self._opened is not None:
+            self._opened.close()
         cloud.stop()
         try:
             cloud.clear()
@@ -153,16 +151,8 @@ class Story:
             self._cloud.start()
             step.seen = f"{self._cloud.url}, {self._options.driver} driver"
         with self._screen.step("openstack client") as step:
-            self._demo = self._client("duranova")
-            self._admin = self._client("duranova-admin")
-            user = self._demo.show("token", "issue")["user_id"]
-            step.seen = f"user {user} has a token"
-
-    def _client(self, cloud: str) -> OpenStack:
-        log = self._cloud.logs / f"openstack-{cloud}.txt"
-        client = OpenStack(self._cloud.clouds, cloud, log)
-        self._clients.append(client)
-        return client
+            self._opened = Terminal(self._cloud.clouds, self._cloud.logs, self._screen.command)
+            step.seen = f"user {self._demo.show('token', 'issue')['user_id']} has a token"
 
     def _build(self, image: Bootable) -> None:
         """What a server stands on."""
@@ -174,19 +164,19 @@ class Story:
         self._create("security group")
         for protocol in (("tcp", "--dst-port", "22"), ("icmp",)):
             words = ("--protocol", *protocol, name("security group"))
-            self._show(self._demo, "security", "group", "rule", "create", *words)
+            self._terminal.show("security", "group", "rule", "create", *words)
         self._create("keypair", "--private-key", self._cloud.typed(self._key))
         size = ("--vcpus", 1, "--ram", image.ram_mb, "--disk", image.disk_gb)
         self._create("flavor", *size)
 
     def _create(self, kind: str, *words: object) -> Any:
         with self._screen.step(kind) as step:
-            made = self._show(self._client_for(kind), *kind.split(), "create", *words, name(kind))
+            made = self._terminal.create(kind, *words)
             step.seen = made.get("cidr") or made.get("fingerprint") or made["id"]
         return made
 
     def _boot(self, image: Bootable) -> None:
-        demo, made = self._demo, self._made
+        made = self._made
         used = [("--image", "image"), ("--flavor", "flavor"), ("--network", "network")]
         used += [("--security-group", "security group"), ("--key-name", "keypair")]
         words = [word for option, kind in used for word in (option, name(kind))]
@@ -194,7 +184,8 @@ class Story:
         with self._screen.step("server is ACTIVE", slow=True) as step:
             server = self._wait(ACTIVE_WITHIN_S, "the server is not ACTIVE", self._active)
             (made.ip,) = [ip for ips in server["addresses"].values() for ip in ips]
-            made.ports = [p["ID"] for p in demo.show("port", "list", "--server", made.server_id)]
+            ports = self._demo.show("port", "list", "--server", made.server_id)
+            made.ports = [port["ID"] for port in ports]
             there = self._cloud.remains(made.server_id, made.ports, made.networks)
             if not there:
                 raise DuranovaError("the server is ACTIVE, but this machine has nothing of it")
@@ -276,13 +267,13 @@ class Story:
 
     def _delete(self) -> None:
         with self._screen.step("server is deleted", slow=True) as step:
-            self._do(self._demo, "server", "delete", name("server"))
+            self._terminal.delete("server")
             self._wait(GONE_WITHIN_S, "the server is still listed", self._no_server)
             step.seen = self._made.server_id
         with self._screen.step("rest is deleted") as step:
             rest = [kind for kind in KINDS if kind != "server"]
             for kind in rest:
-                self._do(self._client_for(kind), *kind.split(), "delete", name(kind))
+                self._terminal.delete(kind)
             step.seen = ", ".join(rest)
 
     def _no_server(self) -> bool:
@@ -292,8 +283,7 @@ class Story:
         made = self._made
         with self._screen.step("nothing is left") as step:
             for kind in KINDS:
-                left = [x["Name"] for x in self._client_for(kind).show(*kind.split(), "list")]
-                if name(kind) in left:
+                if self._terminal.lists(kind):
                     raise DuranovaError(f"{kind} {name(kind)} is still listed")
             deadline = time.monotonic() + GONE_WITHIN_S
             while left := self._cloud.remains(made.server_id, made.ports, made.networks):
@@ -304,8 +294,7 @@ class Story:
 
     def _end(self) -> None:
         with self._screen.step("duranova stops") as step:
-            for client in self._clients:
-                client.close()
+            self._terminal.close()
             self._cloud.stop()
             self._cloud.clear()
             self._cloud.remove()
@@ -317,20 +306,18 @@ class Story:
     def _key(self) -> Path:
         return self._cloud.directory / "first-key"
 
-    def _client_for(self, kind: str) -> OpenStack:
-        return self._admin if kind == "flavor" else self._demo
+    @property
+    def _terminal(self) -> Terminal:
+        assert self._opened is not None, "the cloud has started"  # noqa: S101  # our own order
+        return self._opened
+
+    @property
+    def _demo(self) -> OpenStack:
+        return self._terminal.demo
 
     @property
     def _ssh(self) -> str:
         return shlex.join(["ssh", "-i", str(self._key), f"{self._options.user}@{self._made.ip}"])
-
-    def _show(self, client: OpenStack, *words: object) -> Any:
-        self._screen.command(client.spelled(*words))
-        return client.show(*words)
-
-    def _do(self, client: OpenStack, *words: object) -> None:
-        self._screen.command(client.spelled(*words))
-        client.do(*words)
 
     def _wait(self, within_s: float, otherwise: str, look: Callable[[], Any]) -> Any:
         """What ``look`` finds, as soon as it finds something. DuranovaError if it does not in time."""
@@ -341,11 +328,6 @@ class Story:
                 raise DuranovaError(f"{otherwise} after {within_s:.0f} s")
             time.sleep(_LOOK_EVERY_S)
         return found
-
-
-def name(kind: str) -> str:
-    """What the demo calls its one thing of a kind."""
-    return f"first-{kind.rsplit(maxsplit=1)[-1]}"
 
 
 def _message(error: BaseException) -> str:

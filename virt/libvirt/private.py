@@ -20,6 +20,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 MOUNTS = {
     "etc": "/etc/libvirt",
@@ -79,7 +80,7 @@ class PrivateLibvirtd:
 
     def uri(self) -> str:
         """The connection URI for this machine's processes, from any namespace."""
-        return f"qemu+unix:///system?socket={self._socket}"
+        return f"qemu+unix:///system?socket={quote(str(self._socket))}"
 
     def pid(self) -> int | None:
         """The anchor's pid, whose namespaces the guests share; ``None`` when it does not run.
