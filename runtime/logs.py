@@ -36,16 +36,28 @@ def configure_logs(settings: Settings, log: Path | None) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
-        if settings.log_json
-        else structlog.dev.ConsoleRenderer()
-    )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
+    )
+    handler = _handler(settings, log, shared)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    for chatty in ("httpx", "httpcore", "uvicorn.access"):  # they quote headers and queries
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    workflow.logger.workflow_info_on_message = False
+    activity.logger.activity_info_on_message = False
+
+
+def _handler(settings: Settings, log: Path | None, shared: list[Any]) -> logging.Handler:
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if settings.log_json
+        else structlog.dev.ConsoleRenderer()
     )
     # Watched: whoever rotates the file need not tell us.
     handler = WatchedFileHandler(log) if log else logging.StreamHandler(sys.stderr)
@@ -60,14 +72,7 @@ def configure_logs(settings: Settings, log: Path | None) -> None:
             ],
         )
     )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    logging.captureWarnings(True)
-    for chatty in ("httpx", "httpcore", "uvicorn.access"):  # they quote headers and queries
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    workflow.logger.workflow_info_on_message = False
-    activity.logger.activity_info_on_message = False
+    return handler
 
 
 @contextmanager
