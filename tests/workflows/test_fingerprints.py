@@ -8,8 +8,8 @@ from tests.workflows.fingerprints import FILE, fingerprints
 
 ADVICE = """
 The commands of a workflow changed. A run that is in flight when this program takes over would not replay.
-Read docs/versioning-workflows.md: short operations are pinned to their version, and need nothing more;
-whatever outlives a deploy needs workflow.patched(). Then accept the change with `make histories`.
+docs/versioning-workflows.md says what to do: let running operations end before the upgrade, or keep both
+ways with workflow.patched(). Then accept the change with `make histories`.
 """
 
 
