@@ -12,6 +12,8 @@ import pytest
 from tests.e2e.cloud import UpCloud
 from tests.e2e.record import all_active, check_record
 from tests.virt.waiting import eventually
+from virt.libvirt.private import PrivateLibvirtd
+from virt.nics import HostNetwork
 
 pytestmark = [pytest.mark.e2e, pytest.mark.libvirt]
 BOOT_S = 300
@@ -24,6 +26,14 @@ def cloud(tmp_path: Path) -> Iterator[UpCloud]:
     cloud = UpCloud(tmp_path / "cloud")
     with closing(cloud):
         yield cloud
+    remove_host(cloud, "host-1")
+
+
+def remove_host(cloud: UpCloud, name: str) -> None:
+    """Take away what a killed cloud leaves in the kernel: wiring, filter tables, a private libvirtd."""
+    host = cloud.data_dir / "hosts" / name / "network"
+    HostNetwork(host, name, lambda *_: (404, {}, b"")).remove()
+    PrivateLibvirtd(cloud.data_dir / "libvirt" / name, name, own_network=False).remove()
 
 
 def running_guests(cloud: UpCloud) -> list[str]:
