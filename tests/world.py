@@ -36,6 +36,7 @@ from workflows.contract import (
     SealedText,
     SpawnGuest,
     Swept,
+    Verdict,
 )
 
 HOSTS = ("host-1", "host-2", "host-3")
@@ -131,6 +132,11 @@ class WorldControl(ControlActivities):
         fence = Fence(row.epoch, cmd.ref.operation_id)
         guest = spec(cmd.ref.server_id) if row.host else None
         return Located(row.host, fence, guest, {"timeout_s": "1"})
+
+    @activity.defn
+    async def may_unwind(self, cmd: Begin) -> Verdict:
+        state = self.world.operations.get(cmd.ref.operation_id)
+        return Verdict(allowed=state in ("accepted", "running"))
 
     @activity.defn
     async def finish_operation(self, cmd: Finish) -> None:

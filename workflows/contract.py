@@ -62,6 +62,13 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether an operation may be unwound."""
+
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """Where the server is. ``host`` and ``spec`` are None when it is on no host."""
 
@@ -179,6 +186,11 @@ class ControlActivities:
     @activity.defn
     async def begin_operation(self, cmd: Begin) -> Located:
         """First step of an operation on an existing server."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def may_unwind(self, cmd: Begin) -> Verdict:
+        """Close the way to success, unless the record says that the operation has succeeded already."""
         raise NotImplementedError
 
     @activity.defn

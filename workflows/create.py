@@ -26,6 +26,7 @@ from workflows.operation import (
     failure_kind,
     host_did_not_answer,
     reraise_cancel,
+    undisturbed,
     will_never_do,
 )
 from workflows.policies import BUILD_ATTEMPTS
@@ -66,7 +67,7 @@ class CreateServer(Operation):
 
     async def _build(self, ref: Ref, attempt: int, passed_over: tuple[str, ...]) -> None:
         self._host = None
-        async with Saga() as saga:
+        async with Saga(ref) as saga:
             saga.on_failure(ControlActivities.release_claim, ReleaseClaim(ref, attempt))
             claim = ClaimHost(ref, attempt, passed_over)
             placed = await do(ControlActivities.claim_host, claim)
@@ -76,7 +77,8 @@ class CreateServer(Operation):
             spawn = SpawnGuest(placed.fence, placed.spec)
             guest = await do(HostActivities.spawn_guest, spawn, host=placed.host)
             done = Finish(ref, succeeded=True, power_state=guest.power_state)
-            await do(ControlActivities.finish_operation, done)
+            # Once the record says ACTIVE there is no way back: a cancel must not unwind that.
+            await undisturbed(do(ControlActivities.finish_operation, done))
 
 
 def _hopeless(error: FailureError) -> bool:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
@@ -16,7 +13,7 @@ from workflows.contract import (
     HostActivities,
     Ref,
 )
-from workflows.operation import FAILED, SUCCEEDED, do, explain, host_did_not_answer
+from workflows.operation import FAILED, SUCCEEDED, do, explain, host_did_not_answer, undisturbed
 
 
 @workflow.defn
@@ -26,10 +23,7 @@ class DeleteServer:
     @workflow.run
     async def run(self, ref: Ref) -> str:
         """Returns the outcome. Not to be cancelled: half a delete is nobody's wish."""
-        work = asyncio.ensure_future(self._story(ref))
-        while True:
-            with suppress(asyncio.CancelledError):
-                return await asyncio.shield(work)
+        return await undisturbed(self._story(ref))
 
     async def _story(self, ref: Ref) -> str:
         """A host that does not answer is cleaned when it reports again."""

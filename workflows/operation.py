@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 from domain.ids import host_queue
-from workflows.contract import ControlActivities, Finish, Ref
+from workflows.contract import Begin, ControlActivities, Finish, Ref
 from workflows.policies import HOST_ANSWERS_WITHIN, POLICIES
 
 Command = TypeVar("Command")
@@ -91,10 +92,19 @@ def explain(error: BaseException, host: str | None = None) -> str:
     return str(cause or error)
 
 
+async def undisturbed(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await something that must not be left half-way: a cancel that comes meanwhile finds it done."""
+    task = asyncio.ensure_future(work)
+    while True:
+        with suppress(asyncio.CancelledError):
+            return await asyncio.shield(task)
+
+
 class Saga:
     """Undo in reverse order when the block fails or is cancelled. Register the undo before the do."""
 
-    def __init__(self) -> None:
+    def __init__(self, ref: Ref) -> None:
+        self._ref = ref
         self._undo: list[Callable[[], Awaitable[object]]] = []
 
     def on_failure(
@@ -112,9 +122,17 @@ class Saga:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        if exc is not None:
-            await asyncio.shield(asyncio.ensure_future(self._unwind()))
+    ) -> bool:
+        """Unwind on any exception; swallows it when the record says that the block had ended well."""
+        return exc is not None and not await undisturbed(self._unwound())
+
+    async def _unwound(self) -> bool:
+        # A workflow task that is lost takes the memory of its local activities with it: the last step
+        # may have written success, and a cancel come in before this workflow could know.
+        verdict = await do(ControlActivities.may_unwind, Begin(self._ref))
+        if verdict.allowed:
+            await self._unwind()
+        return verdict.allowed
 
     async def _unwind(self) -> None:
         while self._undo:

@@ -46,6 +46,7 @@ POLICIES: dict[str, Policy] = {
     "claim_host": Policy(timedelta(seconds=30), _RECORD),
     "finish_operation": Policy(timedelta(seconds=30), _RECORD),
     "host_nics": Policy(timedelta(seconds=30), _RECORD),
+    "may_unwind": Policy(timedelta(seconds=30), _RECORD),
     "release_claim": Policy(timedelta(seconds=30), _RECORD),
     "sweep_operations": Policy(timedelta(minutes=2), RetryPolicy(maximum_attempts=1)),
     # hosts: a hypervisor

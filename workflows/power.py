@@ -13,7 +13,15 @@ from workflows.contract import (
     HostActivities,
     Ref,
 )
-from workflows.operation import FAILED, SUCCEEDED, Operation, do, explain, reraise_cancel
+from workflows.operation import (
+    FAILED,
+    SUCCEEDED,
+    Operation,
+    do,
+    explain,
+    reraise_cancel,
+    undisturbed,
+)
 
 
 @workflow.defn
@@ -41,7 +49,7 @@ class PowerServer(Operation):
             reraise_cancel(error)
             return await self._failed(ref, explain(error, host))
         done = Finish(ref, succeeded=True, power_state=guest.power_state)
-        await do(ControlActivities.finish_operation, done)
+        await undisturbed(do(ControlActivities.finish_operation, done))
         return SUCCEEDED
 
     async def _failed(self, ref: Ref, reason: str) -> str:

@@ -21,6 +21,7 @@ from workflows.contract import (
     Placed,
     ReleaseClaim,
     Swept,
+    Verdict,
 )
 
 
@@ -47,6 +48,10 @@ class Control(ControlActivities):
     @activity.defn
     async def begin_operation(self, cmd: Begin) -> Located:
         return await asyncio.to_thread(self._records.begin, cmd)
+
+    @activity.defn
+    async def may_unwind(self, cmd: Begin) -> Verdict:
+        return await asyncio.to_thread(self._records.may_unwind, cmd)
 
     @activity.defn
     async def finish_operation(self, cmd: Finish) -> None:

@@ -18,9 +18,10 @@ from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState, PowerState, TaskState, VmState
 from runtime.metrics import OPERATION_SECONDS, OPERATIONS
 from runtime.settings import Settings
-from workflows.contract import ApplyNics, Begin, Finish, Located, Ref
+from workflows.contract import ApplyNics, Begin, Finish, Located, Ref, Verdict
 
 _FAULT_CHARS = 255
+_UNWINDING = "unwinding"
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +71,8 @@ class Records:
             server, operation = _load(session, cmd.ref)
             if operation.state not in LIVE_OPERATION_STATES:
                 return
+            if cmd.succeeded and operation.step == _UNWINDING:
+                return  # a late success: what it speaks of is being taken down
             ended = [operation]
             if not cmd.succeeded:
                 _failed(session, server, operation, cmd)
@@ -81,6 +84,18 @@ class Records:
             session.add(server)
         for each in ended:  # and committed
             _tell(each)
+
+    def may_unwind(self, cmd: Begin) -> Verdict:
+        """Refuse if the operation has succeeded; else no success of this attempt is taken any more."""
+        with transaction(self._engine) as session:
+            _server, operation = _load(session, cmd.ref)
+            if operation.state == OperationState.SUCCEEDED:
+                return Verdict(allowed=False)
+            if operation.state in LIVE_OPERATION_STATES:
+                operation.step = _UNWINDING
+                operation.updated_at = now()
+                session.add(operation)
+            return Verdict(allowed=True)
 
     def host_nics(self, host: str) -> ApplyNics:
         """The wanted NICs of every server that has a claim on this host."""

@@ -16,11 +16,11 @@ from db.operations import Operation
 from db.servers import Server
 from db.session import now, reading, transaction
 from domain.guest import Inventory
-from domain.states import OperationState, PowerState
+from domain.states import OperationState, PowerState, VmState
 from runtime.settings import Settings
 from runtime.temporal import connect
 from tests.temporal_server import temporal_server
-from workflows.contract import ClaimHost, Finish, Ref, ReleaseClaim
+from workflows.contract import Begin, ClaimHost, Finish, Ref, ReleaseClaim
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,23 @@ async def test_the_sweep_leaves_an_operation_alone_that_ended_while_it_looked(
     assert swept.restarted == ()
     assert swept.closed == ()
     assert claims(engine) == ["one"]
+
+
+def test_what_has_succeeded_is_not_unwound(engine: Engine, settings: Settings) -> None:
+    ref = claimed(engine, settings)
+    records = Records(engine, settings)
+    records.finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    assert not records.may_unwind(Begin(ref)).allowed
+
+
+def test_a_success_that_comes_after_the_unwinding_began_is_not_taken(
+    engine: Engine, settings: Settings
+) -> None:
+    ref = claimed(engine, settings)
+    records = Records(engine, settings)
+    assert records.may_unwind(Begin(ref)).allowed
+    records.finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    with reading(engine) as session:
+        server = session.get(Server, ref.server_id)
+        assert server is not None
+        assert server.vm_state == VmState.BUILDING
