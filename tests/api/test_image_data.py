@@ -308,7 +308,7 @@ def test_after_a_refusal_the_image_takes_good_data(client: TestClient, tmp_path:
 def address(cloud: Cloud) -> Iterator[tuple[str, int]]:
     """A real server on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections from now on
-        config = uvicorn.Config(build_app(cloud), log_level="error", lifespan="off")
+        config = uvicorn.Config(build_app(cloud), log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

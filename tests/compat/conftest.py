@@ -37,7 +37,7 @@ def url(cloud: Cloud, settings: Settings) -> Iterator[str]:
         app = build_app(
             Cloud(settings, cloud.engine, Tokens(settings), cloud.launcher, cloud.sealer)
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield f"{address}/identity/v3"

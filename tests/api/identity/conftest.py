@@ -116,7 +116,7 @@ def served(real_cloud: Cloud) -> Iterator[str]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         settings = real_cloud.settings.model_copy(update={"public_url": url})
         app = build_app(dataclasses.replace(real_cloud, settings=settings))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
