@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -115,6 +116,22 @@ async def test_delete_at_each_call_wins_and_leaves_nothing(stage: Stage, lifecyc
     for run in await at_each_call(stage, lifecycle, bend):
         check(run, VmState.DELETED)
         assert all(server != run.ref.server_id for _, server in stage.world.guests)
+
+
+async def test_a_cancel_after_the_end_was_written_comes_too_late(stage: Stage) -> None:
+    """Undoing now would leave an ACTIVE server without its guest."""
+    run = Run(stage, "create")
+
+    async def cancel_while_it_returns() -> None:
+        await run.handle.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(
+                2
+            ):  # to be reached by a cancel of the activity, if one comes
+                await asyncio.Event().wait()
+
+    run.script.always["finish_operation"] = cancel_while_it_returns
+    check(await run.play(), VmState.ACTIVE)
 
 
 async def test_every_host_failing_ends_in_error_with_the_first_cause(stage: Stage) -> None:
