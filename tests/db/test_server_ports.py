@@ -184,6 +184,9 @@ def test_an_impossible_card_is_refused_in_novas_words(
         make_network(session, OTHER, id="foreign")
         make_network(session, cidr=None, id="bare")
         make_network(session, cidr="10.7.0.0/30", id="full")
+        # First: the other cards get addresses by chance, and must not get this one.
+        taken = make_server(session, "taken")
+        allocate(session, taken, PortRequest(network_id="mine", fixed_ip="10.0.0.50"))
         for network, attributes in (
             ("mine", {"id": "bound", "device_id": "somebody"}),
             ("bare", {"id": "addressless"}),
@@ -193,8 +196,6 @@ def test_an_impossible_card_is_refused_in_novas_words(
             add_port(session, port, None)
         foreign = Port(network_id="foreign", project_id=OTHER, mac="", id="foreign")
         add_port(session, foreign, None)
-        taken = make_server(session, "taken")
-        allocate(session, taken, PortRequest(network_id="mine", fixed_ip="10.0.0.50"))
         with pytest.raises(kind, match=words):
             allocate(session, make_server(session), request_)
 
