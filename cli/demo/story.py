@@ -68,6 +68,8 @@ def demo(options: DemoOptions, console: Console) -> int:
         screen.say(f"[bold red]✗ {_message(error)}[/]")
         return 1
     story = Story(options, screen, cloud)
+    # Where a shell started us in the background, SIGINT would be ignored for good.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         story.tell()
     except (Exception, KeyboardInterrupt) as error:  # whatever it was, all is to be stopped
