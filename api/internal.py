@@ -56,16 +56,16 @@ class Answer(BaseModel):
 @router.post("/v1/hosts/{host}/report")
 def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheCloud) -> Answer:
     """Take a host's report: inventory, power states, guests that should not be there."""
-    before = db.get(Host, host)
-    restarted = before is not None and before.epoch != body.epoch
     row = report_host(db, host, body.inventory, body.epoch, now(), body.availability_zone)
     idle = _idle_servers(db, [g.server_id for g in body.guests])
     seen = [(idle[g.server_id], g) for g in body.guests if g.server_id in idle]
     # Unknown and busy servers are passed over: absence of knowledge never destroys.
     stale = [(s.id, g.epoch) for s, g in seen if _moved_on(s, host, g)]
     at_home = [(s, g) for s, g in seen if not _moved_on(s, host, g)]
-    lost = [s for s, g in at_home if restarted and _died_with_host(s, g)]
+    lost = [s for s, g in at_home if _died_with_host(s, g, body.epoch)]
     drifted = [(s, g) for s, g in at_home if s not in lost and _drifted(s, g)]
+    for server in (s for s, g in at_home if g.power_state == PowerState.RUNNING):
+        server.seen_by = body.epoch
     pending = _confirm(db, row, drifted)
     db.commit()
     for server_id, epoch in stale:
@@ -110,9 +110,11 @@ def _moved_on(server: Server, host: str, guest: GuestReport) -> bool:
     return server.host != host and guest.epoch < server.epoch
 
 
-def _died_with_host(server: Server, guest: GuestReport) -> bool:
+def _died_with_host(server: Server, guest: GuestReport, epoch: str) -> bool:
+    """It ran under an earlier start of the host's worker, and this one finds it down. However long its
+    server was busy meanwhile, or its restoration refused: the next report says the same again."""
     down = guest.power_state in (PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE)
-    return down and server.vm_state == VmState.ACTIVE
+    return down and server.vm_state == VmState.ACTIVE and server.seen_by not in (None, epoch)
 
 
 def _drifted(server: Server, guest: GuestReport) -> bool:

@@ -37,6 +37,9 @@ class Server(SQLModel, table=True):
     epoch: int = 0
     """The newest fencing epoch handed out; grows with each claim and with delete."""
     host: str | None = Field(default=None, max_length=255, index=True)
+    seen_by: str | None = Field(default=None, max_length=36)
+    """Epoch of the host worker that last knew the guest to be as the record says. A guest that a later
+    worker finds down went down with its host."""
     availability_zone: str | None = Field(default=None, max_length=255)
     """As asked; None lets the scheduler choose."""
     flavor: dict[str, Any] = json_column()

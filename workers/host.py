@@ -17,7 +17,7 @@ from temporalio.worker import Worker
 from activities.host.control_plane import ControlPlane
 from activities.host.guests import PARALLEL_BOOTS, Guests
 from activities.host.reporter import OnPeers, Reporter
-from domain.ids import host_queue
+from domain.ids import host_queue, new_id
 from runtime.sealing import Sealer
 from runtime.settings import Settings
 from virt.driver import Driver
@@ -93,12 +93,13 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
     control = ControlPlane(settings.control_url, plan.name, plan.key)
     driver, on_peers = await asyncio.to_thread(open_driver, plan, settings, control)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=plan.name)
-    reporter = Reporter(driver, control, plan.zone, on_peers)
+    epoch = new_id()
+    reporter = Reporter(driver, control, plan.zone, epoch, on_peers)
     reports = asyncio.create_task(reporter.run())
     worker = Worker(
         client,
         task_queue=host_queue(plan.name),
-        activities=implemented(Guests(driver, pool, Sealer(plan.key)), HostActivities),
+        activities=implemented(Guests(driver, pool, Sealer(plan.key), epoch), HostActivities),
         interceptors=[Context(), DomainErrors()],
         # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
         max_heartbeat_throttle_interval=timedelta(seconds=2),

@@ -84,7 +84,8 @@ class Finish:
 
     ref: Ref
     succeeded: bool
-    power_state: int | None = None
+    guest: GuestPower | None = None
+    """What the host said of the guest, for a success that leaves one."""
     error: str | None = None
     """The cause, for the fault and the operation."""
     cancelled: bool = False
@@ -122,6 +123,8 @@ class GuestPower:
     """The power state after the call (``domain.states.PowerState``)."""
 
     power_state: int
+    seen_by: str = ""
+    """Epoch of the host worker that says so: of its start, as in its reports."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class CreateServer(Operation):
             saga.on_failure(HostActivities.destroy_guest, destroy, host=placed.host)
             spawn = SpawnGuest(placed.fence, placed.spec)
             guest = await do(HostActivities.spawn_guest, spawn, host=placed.host)
-            done = Finish(ref, succeeded=True, power_state=guest.power_state)
+            done = Finish(ref, succeeded=True, guest=guest)
             # Once the record says ACTIVE there is no way back: a cancel must not unwind that.
             await undisturbed(do(ControlActivities.finish_operation, done))
 

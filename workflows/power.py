@@ -48,7 +48,7 @@ class PowerServer(Operation):
         except FailureError as error:
             reraise_cancel(error)
             return await self._failed(ref, explain(error, host))
-        done = Finish(ref, succeeded=True, power_state=guest.power_state)
+        done = Finish(ref, succeeded=True, guest=guest)
         await undisturbed(do(ControlActivities.finish_operation, done))
         return SUCCEEDED
 

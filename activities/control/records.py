@@ -18,7 +18,7 @@ from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState, PowerState, TaskState, VmState
 from runtime.metrics import OPERATION_SECONDS, OPERATIONS
 from runtime.settings import Settings
-from workflows.contract import ApplyNics, Begin, Finish, Located, Ref, Verdict
+from workflows.contract import ApplyNics, Begin, Finish, GuestPower, Located, Ref, Verdict
 
 _FAULT_CHARS = 255
 _UNWINDING = "unwinding"
@@ -79,7 +79,7 @@ class Records:
             elif operation.lifecycle == "delete":
                 ended = _deleted(session, server, operation)
             else:
-                _succeeded(session, server, operation, cmd.power_state)
+                _succeeded(session, server, operation, cmd.guest)
             server.updated_at = now()
             session.add(server)
         for each in ended:  # and committed
@@ -132,11 +132,12 @@ def _load(session: Session, ref: Ref) -> tuple[Server, Operation]:
 
 
 def _succeeded(
-    session: Session, server: Server, operation: Operation, power_state: int | None
+    session: Session, server: Server, operation: Operation, guest: GuestPower | None
 ) -> None:
     server.vm_state = LIFECYCLES[operation.lifecycle].success
     server.task_state = None
-    server.power_state = PowerState.NOSTATE if power_state is None else power_state
+    server.power_state = PowerState.NOSTATE if guest is None else guest.power_state
+    server.seen_by = guest.seen_by if guest and guest.seen_by else server.seen_by
     if operation.lifecycle == "create":
         server.launched_at = now()
         server.progress = 100

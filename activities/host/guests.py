@@ -39,23 +39,24 @@ PARALLEL_BOOTS = (os.cpu_count() or 1) + 1
 class Guests(HostActivities):
     """Implements the contract for one hypervisor."""
 
-    def __init__(self, driver: Driver, pool: Executor, sealer: Sealer) -> None:
+    def __init__(self, driver: Driver, pool: Executor, sealer: Sealer, epoch: str) -> None:
+        """``epoch`` names this start of the worker, in its reports too."""
         self._driver = driver
         self._pool = pool
         self._sealer = sealer
+        self._epoch = epoch
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._boots = asyncio.Semaphore(PARALLEL_BOOTS)
 
     @activity.defn
     async def spawn_guest(self, cmd: SpawnGuest) -> GuestPower:
         async with _Beating("waiting for a boot slot") as beating, self._boots:
-            return GuestPower(
-                await self._run(
-                    cmd.spec.server_id,
-                    beating,
-                    lambda progress: self._driver.spawn(cmd.spec, cmd.fence, progress),
-                )
+            state = await self._run(
+                cmd.spec.server_id,
+                beating,
+                lambda progress: self._driver.spawn(cmd.spec, cmd.fence, progress),
             )
+            return GuestPower(state, self._epoch)
 
     @activity.defn
     async def destroy_guest(self, cmd: DestroyGuest) -> None:
@@ -67,9 +68,8 @@ class Guests(HostActivities):
     @activity.defn
     async def change_power(self, cmd: ChangePower) -> GuestPower:
         async with _Beating(cmd.lifecycle) as beating:
-            return GuestPower(
-                await self._run(cmd.spec.server_id, beating, partial(self._power, cmd))
-            )
+            state = await self._run(cmd.spec.server_id, beating, partial(self._power, cmd))
+            return GuestPower(state, self._epoch)
 
     @activity.defn
     async def apply_nics(self, cmd: ApplyNics) -> None:

@@ -11,7 +11,6 @@ import structlog
 from activities.host.control_plane import ControlPlane
 from domain.errors import DuranovaError
 from domain.guest import GuestReport
-from domain.ids import new_id
 from domain.states import PowerState
 from runtime.metrics import GUESTS
 from virt.driver import Driver
@@ -31,6 +30,7 @@ class Reporter:
         driver: Driver,
         control: ControlPlane,
         zone: str | None,
+        epoch: str,
         on_peers: OnPeers | None = None,
     ) -> None:
         self._driver = driver
@@ -38,7 +38,7 @@ class Reporter:
         self._peers: tuple[str, ...] = ()
         self._control = control
         self._zone = zone
-        self._epoch = new_id()
+        self._epoch = epoch
         self._changed = asyncio.Event()
         self.reported = asyncio.Event()
         """Set after the first report that was taken."""

@@ -20,7 +20,7 @@ from domain.states import OperationState, PowerState, VmState
 from runtime.settings import Settings
 from runtime.temporal import connect
 from tests.temporal_server import temporal_server
-from workflows.contract import Begin, ClaimHost, Finish, Ref, ReleaseClaim
+from workflows.contract import Begin, ClaimHost, Finish, GuestPower, Ref, ReleaseClaim
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_a_release_after_success_spares_the_servers_claim(
     engine: Engine, settings: Settings
 ) -> None:
     ref = claimed(engine, settings)
-    Records(engine, settings).finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    Records(engine, settings).finish(
+        Finish(ref, succeeded=True, guest=GuestPower(PowerState.RUNNING))
+    )
     Placement(engine, settings).release(ReleaseClaim(ref, 1))
     assert claims(engine) == ["one"]
 
@@ -88,7 +90,7 @@ async def test_the_sweep_leaves_an_operation_alone_that_ended_while_it_looked(
         seen_live = session.get(Operation, ref.operation_id)
     assert seen_live is not None
     assert seen_live.state == OperationState.RUNNING
-    records.finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    records.finish(Finish(ref, succeeded=True, guest=GuestPower(PowerState.RUNNING)))
 
     class Late(Sweep):
         """Has read the live operations before the end above was written."""
@@ -105,7 +107,7 @@ async def test_the_sweep_leaves_an_operation_alone_that_ended_while_it_looked(
 def test_what_has_succeeded_is_not_unwound(engine: Engine, settings: Settings) -> None:
     ref = claimed(engine, settings)
     records = Records(engine, settings)
-    records.finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    records.finish(Finish(ref, succeeded=True, guest=GuestPower(PowerState.RUNNING)))
     assert not records.may_unwind(Begin(ref)).allowed
 
 
@@ -115,7 +117,7 @@ def test_a_success_that_comes_after_the_unwinding_began_is_not_taken(
     ref = claimed(engine, settings)
     records = Records(engine, settings)
     assert records.may_unwind(Begin(ref)).allowed
-    records.finish(Finish(ref, succeeded=True, power_state=PowerState.RUNNING))
+    records.finish(Finish(ref, succeeded=True, guest=GuestPower(PowerState.RUNNING)))
     with reading(engine) as session:
         server = session.get(Server, ref.server_id)
         assert server is not None

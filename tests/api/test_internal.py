@@ -14,6 +14,7 @@ from db.images import Image
 from db.operations import Operation
 from db.servers import Server
 from db.session import now, reading, transaction
+from domain.errors import Unavailable
 from domain.ids import new_id
 from domain.states import PowerState, VmState
 from runtime.hosttoken import host_token
@@ -150,6 +151,45 @@ def test_a_guest_of_a_busy_server_is_left_to_its_operation(
         reports.send((server_id, PowerState.SHUTDOWN, 1))
     assert launcher.started == []
     assert state(engine, server_id) == VmState.ACTIVE
+
+
+def test_a_guest_that_went_down_while_its_server_was_busy_is_started_again_afterwards(
+    reports: Reports, engine: Engine, launcher: RecordingLauncher
+) -> None:
+    """Its worker spawned it and died with it; the operation ended only after the next one's first report."""
+    before = new_id()
+    server_id = add_server(engine, seen_by=before)
+    reports.send()  # the first one: the server was not idle then
+    reports.send((server_id, PowerState.SHUTDOWN, 1))
+    assert [(key, s) for key, s, _ in launcher.started] == [("reboot_hard", server_id)]
+    assert state(engine, server_id) == VmState.ACTIVE
+
+
+def test_a_refused_restoration_is_tried_again_with_the_next_report(
+    reports: Reports, engine: Engine, launcher: RecordingLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server_id = add_server(engine, seen_by=new_id())
+
+    def refuse(*_: object) -> Operation:
+        raise Unavailable("not now")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(launcher, "act", refuse)
+        reports.send((server_id, PowerState.SHUTDOWN, 1))
+    assert launcher.started == []
+    reports.send((server_id, PowerState.SHUTDOWN, 1))
+    assert [key for key, _, _ in launcher.started] == ["reboot_hard"]
+
+
+def test_a_guest_that_outlived_its_worker_and_then_stopped_is_followed(
+    reports: Reports, engine: Engine, launcher: RecordingLauncher
+) -> None:
+    server_id = add_server(engine, seen_by=new_id())
+    reports.send((server_id, PowerState.RUNNING, 1))
+    for _ in range(2):
+        reports.send((server_id, PowerState.SHUTDOWN, 1))
+    assert launcher.started == []
+    assert state(engine, server_id) == VmState.STOPPED
 
 
 @pytest.mark.parametrize(
