@@ -29,6 +29,7 @@ _log = structlog.get_logger(__name__)
 _FOLLOWED = {
     PowerState.SHUTDOWN: VmState.STOPPED,
     PowerState.CRASHED: VmState.STOPPED,
+    PowerState.NOSTATE: VmState.STOPPED,
     PowerState.PAUSED: VmState.PAUSED,
     PowerState.SUSPENDED: VmState.SUSPENDED,
     PowerState.RUNNING: VmState.ACTIVE,

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from pyroute2 import netns
 
 from domain.errors import GuestRefused
-from domain.guest import SecurityRule
+from domain.guest import GuestReport, SecurityRule
 from domain.ids import guest_name, new_id, tap_name
 from domain.states import PowerState
 from tests.virt.subjects import BOOT_TIMEOUT_S, Subject, fence, nic, qemu_subject
@@ -248,6 +249,47 @@ def test_everything_killed_starts_again_and_finds_its_guests(
     subject.driver.destroy(spec.server_id, token)
     assert subject.driver.residue() == []
     subject.clean()
+
+
+def test_a_guest_killed_with_its_daemon_while_it_started_is_built_by_the_next_try(
+    own_libvirtd: PrivateLibvirtd, state_dir: Path
+) -> None:
+    """The daemon that comes back shows it as active for a moment, though it never ran."""
+    own_libvirtd.start()
+    subject = qemu_subject(state_dir, own_libvirtd)
+    subject.open()
+    spec, token = subject.spec(), fence()
+    name = guest_name(spec.server_id)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(subject.driver.spawn, spec, token, Progress())
+        pid_file = own_libvirtd.qemu_pid_file(name)
+        eventually(lambda: pid_file.exists() and pid_file.read_text(), BOOT_TIMEOUT_S)
+        qemu = own_libvirtd.qemu_pid(name)
+        kill_daemons(own_libvirtd)
+        os.kill(qemu, signal.SIGKILL)
+        first.exception(BOOT_TIMEOUT_S)  # its connection is gone; how it ended does not matter
+    subject.driver.close()
+    own_libvirtd.start()
+    subject.open()
+    assert subject.driver.spawn(spec, token, Progress()) == PowerState.RUNNING
+    assert own_libvirtd.qemu_pid(name)
+    booted(subject, spec.server_id)
+    subject.driver.destroy(spec.server_id, token)
+    assert subject.driver.residue() == []
+    subject.clean()
+
+
+def test_a_guest_whose_definition_was_lost_is_reported_and_can_be_booted_again(
+    qemu: Subject, private_libvirtd: PrivateLibvirtd
+) -> None:
+    spec, token = qemu.spawned()
+    virsh = ["virsh", "-c", private_libvirtd.uri()]
+    for verb in ("destroy", "undefine"):
+        subprocess.run([*virsh, verb, guest_name(spec.server_id)], check=True, capture_output=True)
+    lost = GuestReport(spec.server_id, PowerState.NOSTATE, token.epoch)
+    assert lost in qemu.driver.guests()
+    assert qemu.driver.reboot_hard(spec, Progress()) == PowerState.RUNNING
+    booted(qemu, spec.server_id)
 
 
 def kill_daemons(daemon: PrivateLibvirtd) -> None:

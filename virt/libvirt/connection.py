@@ -223,13 +223,14 @@ class Connection:
 
     @_tracer.start_as_current_span("libvirt drop_saved")
     def drop_saved(self, uuid: str) -> None:
-        """Forget its saved memory, if there is any."""
+        """Forget its saved memory. No-op when there is none, or no such domain."""
 
         def drop(domain: Any) -> None:
             if domain.hasManagedSaveImage():
                 domain.managedSaveRemove()
 
-        self._on(uuid, drop)
+        with suppress(NotFound):
+            self._on(uuid, drop)
 
     @_tracer.start_as_current_span("libvirt undefine")
     def undefine(self, uuid: str) -> None:

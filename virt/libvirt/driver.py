@@ -124,9 +124,12 @@ class LibvirtDriver(Driver):
         )
 
     def guests(self) -> list[GuestReport]:
+        seen = {s.uuid: s.power for s in self._libvirt.domains(guest_name(""))}
+        # A folder without a domain is a guest too: its definition was lost, its disk was not.
+        undefined = dict.fromkeys(set(self._instances.ids()) - set(seen), PowerState.NOSTATE)
         return [
-            GuestReport(seen.uuid, seen.power, self._ledger.entry(seen.uuid).accepted or 0)
-            for seen in self._libvirt.domains(guest_name(""))
+            GuestReport(server_id, power, self._ledger.entry(server_id).accepted or 0)
+            for server_id, power in sorted({**seen, **undefined}.items())
         ]
 
     def on_change(self, notify: Callable[[], None]) -> None:
@@ -142,7 +145,7 @@ class LibvirtDriver(Driver):
     def spawn(self, spec: GuestSpec, fence: Fence, progress: Progress) -> PowerState:
         server_id = safe_id(spec.server_id)
         self._ledger.admit(server_id, fence)
-        seen = self._libvirt.look(server_id)
+        seen = settled(self._libvirt, server_id, progress)
         if seen is not None and seen.active:
             return seen.power
         self._instances.remember(spec, fence.epoch)
@@ -156,17 +159,18 @@ class LibvirtDriver(Driver):
             if self._ledger.is_buried(server_id):
                 self._remove(server_id)  # the destroy that overtook us could not see our last step
             raise
-        return self.power_state(server_id)
+        return self._started(server_id, progress)
 
     def destroy(self, server_id: str, fence: Fence) -> None:
         if self._ledger.bury(safe_id(server_id), fence):
             self._remove(server_id)
 
     def start(self, spec: GuestSpec) -> PowerState:
-        seen = self._present(spec.server_id)
-        if not seen.active:
+        seen = settled(self._libvirt, safe_id(spec.server_id), Progress())
+        if seen is None or not seen.active:
+            self._known(spec.server_id)
             self._boot(spec, Progress())
-        return self.power_state(spec.server_id)
+        return self._started(spec.server_id, Progress())
 
     def stop(self, server_id: str, timeout_s: float, progress: Progress) -> PowerState:
         seen = self._present(server_id)
@@ -181,14 +185,14 @@ class LibvirtDriver(Driver):
         if seen.active and not shut_down(self._libvirt, seen, timeout_s, progress):
             return self.reboot_hard(spec, progress)
         self._boot(spec, progress)
-        return self.power_state(spec.server_id)
+        return self._started(spec.server_id, progress)
 
     def reboot_hard(self, spec: GuestSpec, progress: Progress) -> PowerState:
-        self._present(spec.server_id)
+        self._known(spec.server_id)
         kill(self._libvirt, spec.server_id)
         self._libvirt.drop_saved(spec.server_id)
         self._boot(spec, progress)
-        return self.power_state(spec.server_id)
+        return self._started(spec.server_id, progress)
 
     def pause(self, server_id: str) -> PowerState:
         if self._running(server_id).power != PowerState.PAUSED:
@@ -281,6 +285,18 @@ class LibvirtDriver(Driver):
             raise self._absent(server_id)
         return seen
 
+    def _known(self, server_id: str) -> None:
+        """NotFound for a guest that is not here; one whose definition was lost can be defined anew."""
+        if self._instances.recall(server_id) is None:
+            self._present(server_id)
+
+    def _started(self, server_id: str, progress: Progress) -> PowerState:
+        """The state of a guest that was just started. GuestFailure if it is gone already."""
+        seen = settled(self._libvirt, server_id, progress)
+        if seen is None:
+            raise GuestFailure(f"server {server_id} was started and is gone")
+        return seen.power
+
     def _running(self, server_id: str) -> Seen:
         seen = self._present(server_id)
         if not seen.active:
@@ -312,6 +328,23 @@ def kill(libvirt: Connection, server_id: str) -> None:
             libvirt.kill(server_id)
         except GuestFailure:  # a process in a system call dies later
             patience.wait(POLL_S)
+
+
+def settled(libvirt: Connection, server_id: str, progress: Progress) -> Seen | None:
+    """The domain once its state is known. Right after its daemon came back, a guest that was being started
+    shows as active while the daemon finds out that it never ran; one that stays so is ended."""
+    deadline = time.monotonic() + KILL_WITHIN_S
+    while (
+        (seen := libvirt.look(server_id)) is not None
+        and seen.active
+        and seen.power == PowerState.NOSTATE
+    ):
+        progress.check()
+        if time.monotonic() > deadline:
+            kill(libvirt, server_id)
+            return libvirt.look(server_id)
+        progress.cancelled.wait(POLL_S)
+    return seen
 
 
 def shut_down(libvirt: Connection, seen: Seen, timeout_s: float, progress: Progress) -> bool:

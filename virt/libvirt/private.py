@@ -107,7 +107,11 @@ class PrivateLibvirtd:
 
     def qemu_pid(self, guest: str) -> int:
         """The process of a running domain. FileNotFoundError when it does not run."""
-        return int((self._directory / "run" / "qemu" / f"{guest}.pid").read_text())
+        return int(self.qemu_pid_file(guest).read_text())
+
+    def qemu_pid_file(self, guest: str) -> Path:
+        """Where libvirt notes the process of a running domain."""
+        return self._directory / "run" / "qemu" / f"{guest}.pid"
 
     @property
     def qemu_log_dir(self) -> Path:
