@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import errors, health, identity, image, internal, metadata, network, operations
+from api import errors, health, identity, image, internal, metadata, network, operations, verbs
 from api.compute import routers as compute_routers
 from api.context import Cloud
 from api.microversion import Microversion
@@ -78,7 +78,9 @@ def build_app(cloud: Cloud) -> ASGIApp:
         "/identity": service("Identity", "3", identity.routers, errors.identity_fault, cloud),
         "/image": service("Image", "2", [image.router], errors.image_fault, cloud),
         "/network": service("Network", "2.0", [network.router], errors.network_fault, cloud),
-        "/operations": service("Operations", "1", [operations.router], errors.plain_fault, cloud),
+        "/operations": service(
+            "Operations", "1", [operations.router, verbs.router], errors.plain_fault, cloud
+        ),
         "/internal": service(
             "Internal", "1", [internal.router, metadata.router], errors.plain_fault, cloud
         ),

@@ -18,8 +18,10 @@ from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
+from activities.control.records import ref_of
+from activities.control.retries import accept_retry
 from api.policy import Caller, permits
-from db.operations import Operation, live_operations
+from db.operations import Operation, accept_operation, live_operations
 from db.servers import Server
 from db.session import now
 from domain.errors import Conflict, DuranovaError, NotFound, ServerBusy, Unavailable
@@ -29,8 +31,15 @@ from domain.lifecycle import LIFECYCLES, Lifecycle, check_allowed
 from domain.states import TaskState, VmState
 from runtime.sealing import Sealer, host_key
 from runtime.settings import Settings
-from runtime.temporal import nudge_host, purge_guest, start_after_current, start_operation
-from workflows.contract import HostActivities, HostRef, PurgeGuest, ReadConsole, Ref
+from runtime.temporal import (
+    cancel_operation,
+    nudge_host,
+    purge_guest,
+    send_order,
+    start_after_current,
+    start_operation,
+)
+from workflows.contract import HostActivities, HostRef, Order, PurgeGuest, ReadConsole
 
 _log = structlog.get_logger(__name__)
 _CONSOLE_S = 10.0
@@ -70,6 +79,23 @@ class Launcher(ABC):
 
         Commits the session. ``delete`` is accepted in every state and wins over a running operation.
         """
+
+    @abstractmethod
+    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+        """Record and start a new operation that builds again what this failed create left in ERROR.
+
+        Commits the session. Conflict, saying why, when it cannot be retried.
+        """
+
+    @abstractmethod
+    def order(self, operation: Operation, verb: str, order: Order, order_id: str) -> None:
+        """Send an operator's verb to the operation that waits for one; back when the record shows that it
+        goes on. The same ``order_id`` again is the same order. Conflict, with the reason, when the verb does
+        not fit."""
+
+    @abstractmethod
+    def cancel(self, operation: Operation) -> None:
+        """Ask a running operation to stop: it reaches the hypervisor, waits for its end there and undoes."""
 
     @abstractmethod
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
@@ -114,7 +140,10 @@ class TemporalLauncher(Launcher):
             server.task_state = TaskState.SCHEDULING
         session.add_all(servers)
         session.flush()  # the rows the operations refer to
-        operations = [_record(session, who, s, "create", request_id, input or {}) for s in servers]
+        operations = [
+            accept_operation(session, s, "create", who.user_id, request_id, input or {})
+            for s in servers
+        ]
         session.commit()
         for operation in operations:
             self._start(operation)
@@ -137,10 +166,34 @@ class TemporalLauncher(Launcher):
         server.task_state = LIFECYCLES[lifecycle].task_state
         server.updated_at = now()
         session.add(server)
-        operation = _record(session, who, server, lifecycle, request_id, input or {})
+        operation = accept_operation(
+            session, server, lifecycle, who.user_id, request_id, input or {}
+        )
         session.commit()
         self._start(operation)
         return operation
+
+    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+        operation = accept_retry(session, failed, who.user_id, request_id)
+        session.commit()
+        self._start(operation)
+        return operation
+
+    def order(self, operation: Operation, verb: str, order: Order, order_id: str) -> None:
+        try:
+            self._wait(send_order(self._client, operation.server_id, verb, order, order_id))
+        except (RPCError, TimeoutError) as error:
+            raise Unavailable(f"Operation {operation.id} did not answer: {error}") from error
+
+    def cancel(self, operation: Operation) -> None:
+        try:
+            self._wait(cancel_operation(self._client, operation.server_id))
+        except NotFound:
+            # Accepted, and not started yet: it is started to be cancelled, so that its end is written.
+            self._start(operation)
+            self._wait(cancel_operation(self._client, operation.server_id))
+        except (RPCError, TimeoutError) as error:
+            raise Unavailable(f"Temporal did not take the cancel: {error}") from error
 
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
         call: Coroutine[Any, Any, Any] = self._client.execute_activity_method(
@@ -180,13 +233,7 @@ class TemporalLauncher(Launcher):
         return self._settings.secret_key.get_secret_value()
 
     def _start(self, operation: Operation) -> None:
-        ref = Ref(
-            operation_id=operation.id,
-            server_id=operation.server_id,
-            project_id=operation.project_id,
-            request_id=operation.request_id,
-            lifecycle=operation.lifecycle,
-        )
+        ref = ref_of(operation)
         workflow = LIFECYCLES[operation.lifecycle].workflow
         _log.info(
             "operation accepted",
@@ -233,25 +280,3 @@ def _guard(who: Caller, server: Server, row: Lifecycle, live: list[Operation]) -
         if deleting:  # already gone
             raise NotFound(f"Instance {server.id} could not be found.") from None
         raise
-
-
-def _record(
-    session: Session,
-    who: Caller,
-    server: Server,
-    lifecycle: str,
-    request_id: str,
-    given: dict[str, Any],
-) -> Operation:
-    operation = Operation(
-        request_id=request_id,
-        action=LIFECYCLES[lifecycle].action,
-        lifecycle=lifecycle,
-        server_id=server.id,
-        project_id=server.project_id,
-        user_id=who.user_id,
-        host=server.host,
-        input=given,
-    )
-    session.add(operation)
-    return operation

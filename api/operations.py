@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 
+from activities.control.retries import may_retry
 from api.context import Db, TheCloud, allow
-from api.policy import Caller
+from api.policy import Caller, authorize
 from db.operations import Decision, Operation, OperationEvent
+from db.paging import keyset
 from db.servers import Server
 from db.session import reading
 from domain.errors import BadRequest, NotFound
-from domain.states import LIVE_OPERATION_STATES
+from domain.states import LIVE_OPERATION_STATES, OperationState
 
 router = APIRouter()
 MAX_WAIT_S = 60.0
@@ -54,6 +57,10 @@ class OperationView(BaseModel):
     percent: int | None
     host: str | None
     error: str | None
+    retry_of: str | None
+    """The failed operation that this one does again."""
+    deadline_at: datetime | None
+    """When the wait for an operator is given up."""
     created_at: datetime
     started_at: datetime | None
     updated_at: datetime
@@ -64,6 +71,8 @@ class ShownOperation(OperationView):
     """One operation with its steps."""
 
     steps: list[Step]
+    verbs: list[str]
+    """What ``POST …/operations/{id}/{verb}`` would be taken now."""
 
 
 class OperationList(BaseModel):
@@ -99,38 +108,69 @@ def version() -> dict[str, Any]:
     return {"version": {"id": "v1", "status": "CURRENT", "links": []}}
 
 
+class ListOperations(BaseModel):
+    """Filters of a list; all that are given must hold."""
+
+    model_config = ConfigDict(extra="forbid")
+    server_id: str | None = None
+    state: list[OperationState] = Field(default_factory=list)
+    """Any of these."""
+    action: str | None = None
+    request_id: str | None = None
+    host: str | None = None
+    """For admins."""
+    project_id: str | None = None
+    """For admins."""
+    created_since: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+    marker: str | None = None
+    limit: int = Field(default=100, ge=1, le=1000)
+
+    def matching(self) -> Any:
+        """The statement without order and page."""
+        statement: Any = select(Operation)
+        for column in ("server_id", "action", "request_id", "host", "project_id"):
+            if (value := getattr(self, column)) is not None:
+                statement = statement.where(getattr(Operation, column) == value)
+        if self.state:
+            statement = statement.where(col(Operation.state).in_(self.state))
+        if self.created_since is not None:
+            statement = statement.where(col(Operation.created_at) >= self.created_since)
+        if self.created_before is not None:
+            statement = statement.where(col(Operation.created_at) < self.created_before)
+        return statement
+
+    def following(self, marker: str) -> str:
+        """The path of the page behind this one."""
+        given = self.model_dump(mode="json", exclude_unset=True) | {"marker": marker}
+        return f"/operations/v1/operations?{urlencode(given, doseq=True)}"
+
+
 @router.get("/v1/operations")
 def list_operations(
-    who: Reader,
-    db: Db,
-    server_id: str | None = None,
-    state: str | None = None,
-    action: str | None = None,
-    marker: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    query: Annotated[ListOperations, Query()], who: Reader, db: Db
 ) -> OperationList:
     """The caller's project's operations (an admin's: everybody's), newest first."""
-    query = select(Operation).order_by(col(Operation.created_at).desc(), col(Operation.id).desc())
+    if query.host is not None or query.project_id is not None:
+        authorize(who, "operations:everywhere")
+    statement = query.matching()
     if not who.is_admin:
-        query = query.where(Operation.project_id == who.project_id)
-    for column, value in (("server_id", server_id), ("state", state), ("action", action)):
-        if value is not None:
-            query = query.where(getattr(Operation, column) == value)
-    if marker is not None:
-        last = _get(db, who, marker, BadRequest)
-        earlier = col(Operation.created_at) < last.created_at
-        same = (col(Operation.created_at) == last.created_at) & (col(Operation.id) < last.id)
-        query = query.where(earlier | same)
-    rows = list(db.exec(query.limit(limit + 1)))
-    shown = [OperationView.model_validate(r) for r in rows[:limit]]
-    more = f"/operations/v1/operations?limit={limit}&marker={shown[-1].id}"
-    return OperationList(operations=shown, next=more if len(rows) > limit else None)
+        statement = statement.where(Operation.project_id == who.project_id)
+    after = None
+    if query.marker is not None:
+        last = get_operation(db, who, query.marker, BadRequest)
+        after = (last.created_at, last.id)
+    order = [(col(Operation.created_at), True), (col(Operation.id), True)]
+    rows = list(db.scalars(keyset(statement, order, after, query.limit + 1)))
+    shown = [_view(who, r) for r in rows[: query.limit]]
+    more = query.following(shown[-1].id) if len(rows) > query.limit else None
+    return OperationList(operations=shown, next=more)
 
 
 @router.get("/v1/operations/{operation_id}")
 def show_operation(operation_id: str, who: Reader, db: Db) -> ShownOperation:
     """One operation with its steps."""
-    return _shown(db, _get(db, who, operation_id))
+    return shown_operation(db, who, get_operation(db, who, operation_id))
 
 
 @router.get("/v1/operations/{operation_id}/wait")
@@ -145,7 +185,7 @@ async def wait_for_operation(
 
     def look() -> ShownOperation:
         with reading(cloud.engine) as session:
-            return _shown(session, _get(session, who, operation_id))
+            return shown_operation(session, who, get_operation(session, who, operation_id))
 
     deadline = asyncio.get_running_loop().time() + timeout
     shown = await run_in_threadpool(look)
@@ -176,20 +216,36 @@ def explain_placement(
 _FOR_TENANTS: dict[str, Any] = {"host": None, "weights": {}, "refusals": {}}
 
 
-def _get(
+def get_operation(
     session: Session,
     who: Caller,
     operation_id: str,
     missing: type[NotFound | BadRequest] = NotFound,
 ) -> Operation:
+    """The operation, if the caller may see it; else ``missing``."""
     operation = session.get(Operation, operation_id)
     if operation is None or (operation.project_id != who.project_id and not who.is_admin):
         raise missing(f"Operation {operation_id} could not be found.")
     return operation
 
 
-def _shown(session: Session, operation: Operation) -> ShownOperation:
+def shown_operation(session: Session, who: Caller, operation: Operation) -> ShownOperation:
+    """The operation as it is now, with its steps. Hosts are named to admins only."""
+    session.refresh(operation)
     query = select(OperationEvent).where(OperationEvent.operation_id == operation.id)
     steps = [Step.model_validate(e) for e in session.exec(query.order_by(col(OperationEvent.id)))]
+    if not who.is_admin:
+        steps = [step.model_copy(update={"host": None}) for step in steps]
+    view = _view(who, operation)
+    return ShownOperation(**view.model_dump(), steps=steps, verbs=_verbs(session, operation))
+
+
+def _view(who: Caller, operation: Operation) -> OperationView:
     view = OperationView.model_validate(operation)
-    return ShownOperation(**view.model_dump(), steps=steps)
+    return view if who.is_admin else view.model_copy(update={"host": None})
+
+
+def _verbs(session: Session, operation: Operation) -> list[str]:
+    if operation.state in LIVE_OPERATION_STATES:
+        return [*operation.verbs, *(["cancel"] if operation.lifecycle != "delete" else [])]
+    return ["retry"] if may_retry(session, operation) else []

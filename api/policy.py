@@ -153,6 +153,10 @@ RULES: dict[str, Rule] = {
     "services": ADMIN,
     # --- ours
     "operations:read": READER,
+    "operations:cancel": MEMBER,
+    "operations:everywhere": ADMIN,
+    "operations:order": MEMBER,
+    "operations:retry": MEMBER,
     "placement:explain": READER,
 }
 

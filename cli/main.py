@@ -147,7 +147,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
     from db.session import open_engine
     from runtime.telemetry import observed
     from runtime.temporal import connect_to, ensure_search_attributes
-    from workers.control import control_worker, ensure_schedules
+    from workers.control import control_worker, ensure_standing_work
 
     async def work() -> None:
         settings = Settings()
@@ -158,7 +158,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
             await ensure_search_attributes(client)
             engine = open_engine(settings.database_url)
             async with control_worker(client, engine, settings):
-                await ensure_schedules(client)
+                await ensure_standing_work(client)
                 _ready(ready_fd)
                 await _stopped().wait()
 

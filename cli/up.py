@@ -30,7 +30,7 @@ from runtime.devserver import free_port, wait_ready
 from runtime.settings import Settings
 from runtime.telemetry import observed
 from runtime.temporal import connect_to, ensure_search_attributes
-from workers.control import control_worker, ensure_schedules
+from workers.control import control_worker, ensure_standing_work
 
 _log = structlog.get_logger(__name__)
 Say = Callable[[str], None]
@@ -94,7 +94,7 @@ async def _start(
     # After the hosts: resumed operations find hosts that have reported, and none looks silent.
     say("control worker")
     await stack.enter_async_context(control_worker(client, engine, settings))
-    await ensure_schedules(client)
+    await ensure_standing_work(client)
 
 
 def _settings(options: UpOptions, data: DataDir) -> Settings:

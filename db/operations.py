@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func
@@ -11,8 +12,11 @@ from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
 from db.paging import keyset
+from db.servers import Server
 from db.session import now
 from domain.errors import BadRequest
+from domain.guest import StageTaken
+from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
 
 
@@ -38,6 +42,15 @@ class Operation(SQLModel, table=True):
     input: dict[str, Any] = json_column()
     """The request, as far as the server row does not hold it."""
     error: str | None = None
+    """Why it failed, or what it waits for an operator with."""
+    retry_of: str | None = Field(default=None, max_length=36)
+    """The failed operation that this one does again."""
+    holds: int = 0
+    """How often it has waited for an operator."""
+    verbs: list[str] = json_column(list)
+    """What an operator may say now."""
+    deadline_at: datetime | None = instant()
+    """When the wait for an operator is given up."""
     created_at: datetime = stamped()
     started_at: datetime | None = instant()
     updated_at: datetime = stamped()
@@ -88,6 +101,7 @@ _EVENTS = {
     "reboot_hard": "compute_reboot_instance",
     "reboot_soft": "compute_reboot_instance",
     "resume": "compute_resume_instance",
+    "retry_build": "compute__do_build_and_run_instance",
     "start": "compute_start_instance",
     "stop": "compute_stop_instance",
     "suspend": "compute_suspend_instance",
@@ -98,6 +112,29 @@ _EVENTS = {
 def event_name(lifecycle: str) -> str:
     """Nova's name of the event in which the host does its part of this lifecycle."""
     return _EVENTS[lifecycle]
+
+
+def accept_operation(
+    session: Session,
+    server: Server,
+    lifecycle: str,
+    user_id: str,
+    request_id: str,
+    given: dict[str, Any],
+) -> Operation:
+    """Record a request on a server as accepted; ``given`` is what counts for this operation only."""
+    operation = Operation(
+        request_id=request_id,
+        action=LIFECYCLES[lifecycle].action,
+        lifecycle=lifecycle,
+        server_id=server.id,
+        project_id=server.project_id,
+        user_id=user_id,
+        host=server.host,
+        input=given,
+    )
+    session.add(operation)
+    return operation
 
 
 def live_operations(session: Session, server_id: str) -> list[Operation]:
@@ -165,6 +202,35 @@ def close_events(session: Session, operation_id: str, error: str | None = None) 
         session.add(event)
 
 
+def add_stages(
+    session: Session, operation: Operation, host: str | None, stages: Iterable[StageTaken]
+) -> None:
+    """Write down the stages that a host says it took."""
+    for stage in stages:
+        event = OperationEvent(operation_id=operation.id, name=stage.name, host=host)
+        event.started_at = datetime.fromtimestamp(stage.started_at, UTC)
+        event.finished_at = datetime.fromtimestamp(stage.finished_at, UTC)
+        event.result = "Error" if stage.error else "Success"
+        event.details = stage.error
+        session.add(event)
+
+
+def add_step(session: Session, operation: Operation, name: str, details: str, **given: Any) -> None:
+    """Write down a step that took no time: Success, unless ``result`` says otherwise."""
+    moment = now()
+    given = {"result": "Success", **given}
+    session.add(
+        OperationEvent(
+            operation_id=operation.id,
+            name=name,
+            details=details,
+            started_at=moment,
+            finished_at=moment,
+            **given,
+        )
+    )
+
+
 def _open_events(session: Session, operation_id: str) -> list[OperationEvent]:
     query = select(OperationEvent).where(
         OperationEvent.operation_id == operation_id, col(OperationEvent.finished_at).is_(None)
@@ -179,6 +245,7 @@ def end_operation(
     operation.state = state
     operation.error = error
     operation.step = None
+    operation.verbs, operation.deadline_at = [], None
     operation.percent = 100 if state is OperationState.SUCCEEDED else operation.percent
     operation.finished_at = operation.updated_at = now()
     session.add(operation)

@@ -38,6 +38,8 @@ class DuranovaError(Exception):
         self.message = message
         self.wire_name = wire_name
         """The published API's own name of this error, where it has one (Neutron's ``type``)."""
+        self.details: tuple[object, ...] = ()
+        """What a program may want to know beside the message; goes with it across processes."""
 
 
 class BadRequest(DuranovaError):

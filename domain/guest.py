@@ -101,6 +101,22 @@ class GuestSpec:
     """The host fetches its files from the control plane; they may hold secrets."""
 
 
+STAGES = ("image", "disk", "config_drive", "nics", "define", "start")
+"""The stages of a build on a host, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTaken:
+    """One stage of a driver's call, as its host saw it."""
+
+    name: str
+    started_at: float
+    """Seconds since 1970, by the host's clock."""
+    finished_at: float
+    error: str | None = None
+    """Why it failed; None when it did not."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestReport:
     """What a host sees of one guest; power states are ``domain.states.PowerState`` values."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import uuid
 
 CONTROL_QUEUE = "control"
+STATE_ATTRIBUTE = "OperationState"
+"""The search attribute that tells builds which wait for an operator from the others."""
+OPERATOR_DESK = "operator-desk"
+"""The workflow that takes an operator's word on operations that have ended."""
 
 
 def new_id() -> str:

@@ -37,6 +37,10 @@ CREATE = Lifecycle(
     "create", "CreateServer", (VmState.BUILDING,), TaskState.SCHEDULING,
     VmState.ACTIVE, VmState.ERROR, "servers:create", locked_ok=True,
 )  # fmt: skip
+RETRY = Lifecycle(
+    "create", "CreateServer", (VmState.ERROR,), TaskState.SCHEDULING,
+    VmState.ACTIVE, VmState.ERROR, "operations:retry", locked_ok=True,
+)  # fmt: skip
 DELETE = Lifecycle(
     "delete", "DeleteServer", _ANY, TaskState.DELETING, VmState.DELETED, VmState.ERROR,
     "servers:delete",
@@ -75,6 +79,9 @@ RESUME = Lifecycle(
     "servers:resume",
 )  # fmt: skip
 
+RETRY_BUILD = "retry_build"
+"""The key of the create that is tried again; the action is the same."""
+
 LIFECYCLES: dict[str, Lifecycle] = {
     "create": CREATE,
     "delete": DELETE,
@@ -82,6 +89,7 @@ LIFECYCLES: dict[str, Lifecycle] = {
     "reboot_hard": REBOOT_HARD,
     "reboot_soft": REBOOT_SOFT,
     "resume": RESUME,
+    RETRY_BUILD: RETRY,
     "start": START,
     "stop": STOP,
     "suspend": SUSPEND,

@@ -32,6 +32,11 @@ OPERATION_SECONDS = Histogram(
     ["lifecycle", "outcome"],
     buckets=_LONG,
 )
+HOLDS = Counter(
+    "duranova_operation_holds_total",
+    "Times an operation began to wait for an operator, by the step that failed",
+    ["lifecycle", "step"],
+)
 ACTIVITY_SECONDS = Histogram(
     "duranova_activity_seconds",
     "Time of one attempt of an activity; the outcome of one that failed is the kind of its error",

@@ -79,6 +79,10 @@ class Settings(BaseSettings):
             "ServerGroupSoftAntiAffinityWeigher": 1.0,
         }
     )
+    hold_on_failure: bool = False
+    """Whether a build whose step has failed for good waits for an operator; a request may say otherwise."""
+    hold_deadline_s: float = Field(default=7 * 86_400.0, gt=0)
+    """How long it waits before it is given up."""
     host_silent_after_s: float = 60.0
     report_interval_s: float = 10.0
     shutdown_timeout_s: float = 60.0

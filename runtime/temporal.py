@@ -11,7 +11,12 @@ from temporalio.api.operatorservice.v1 import (
     AddSearchAttributesRequest,
     ListSearchAttributesRequest,
 )
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import (
     Priority,
     SearchAttributeKey,
@@ -23,8 +28,8 @@ from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
-from domain.errors import BadRequest, Unavailable
-from domain.ids import CONTROL_QUEUE, server_workflow_id
+from domain.errors import BadRequest, Conflict, NotFound, Unavailable
+from domain.ids import CONTROL_QUEUE, OPERATOR_DESK, STATE_ATTRIBUTE, server_workflow_id
 from runtime.settings import Settings
 
 SERVER_ID = SearchAttributeKey.for_keyword("ServerId")
@@ -32,9 +37,11 @@ PROJECT_ID = SearchAttributeKey.for_keyword("ProjectId")
 OPERATION = SearchAttributeKey.for_keyword("Operation")
 REQUEST_ID = SearchAttributeKey.for_keyword("RequestId")
 HOST = SearchAttributeKey.for_keyword("Host")
-SEARCH_ATTRIBUTES = (SERVER_ID, PROJECT_ID, OPERATION, REQUEST_ID, HOST)
+STATE = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
+SEARCH_ATTRIBUTES = (SERVER_ID, PROJECT_ID, OPERATION, REQUEST_ID, HOST, STATE)
 
 _RPC_TIMEOUT = timedelta(seconds=5)
+_ORDER_TIMEOUT = timedelta(seconds=9)
 
 
 async def connect_to(settings: Settings, *, lazy: bool = False) -> Client:
@@ -108,6 +115,46 @@ async def start_operation(client: Client, workflow: str, ref: Any, *, eager: boo
         static_summary=f"{ref.lifecycle} {ref.server_id}",
         request_eager_start=eager and not delete,
         priority=Priority(fairness_key=ref.project_id),
+        rpc_timeout=_RPC_TIMEOUT,
+    )
+
+
+async def send_order(client: Client, server_id: str, verb: str, order: Any, order_id: str) -> None:
+    """Send a verb to the operation of a server that waits for an operator (``order`` is an ``Order``).
+
+    Conflict, with the reason, when it does not fit.
+    """
+    handle = client.get_workflow_handle(server_workflow_id(server_id))
+    try:
+        await handle.execute_update(verb, order, id=order_id, rpc_timeout=_ORDER_TIMEOUT)
+    except WorkflowUpdateFailedError as error:
+        reason = str(getattr(error.cause, "message", error.cause))
+        raise Conflict(f"Instance {server_id}: {reason}") from error
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        raise Conflict(f"Instance {server_id}: its operation has ended") from error
+
+
+async def cancel_operation(client: Client, server_id: str) -> None:
+    """Ask the operation that owns a server to stop. NotFound when none is running."""
+    handle = client.get_workflow_handle(server_workflow_id(server_id))
+    try:
+        await handle.cancel(rpc_timeout=_RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NotFound(f"No operation runs on instance {server_id}") from error
+        raise
+
+
+async def ensure_desk(client: Client) -> None:
+    """Start the operator's desk, once in a namespace."""
+    await client.start_workflow(
+        "OperatorDesk",
+        id=OPERATOR_DESK,
+        task_queue=CONTROL_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary="Retry failed builds from here",
         rpc_timeout=_RPC_TIMEOUT,
     )
 

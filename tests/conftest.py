@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from activities.control.retries import accept_retry
 from api.context import Cloud
 from api.launch import Launcher
 from api.policy import Caller
@@ -28,6 +29,7 @@ from runtime.settings import Settings
 from tests.postgres import Postgres
 from tests.postgres import binaries as postgres_binaries
 from tests.postgres import running as running_postgres
+from workflows.contract import Order
 
 SECRET = "test-secret-" + "x" * 40
 
@@ -70,6 +72,8 @@ class RecordingLauncher(Launcher):
     def __init__(self) -> None:
         self.started: list[tuple[str, str, dict[str, Any]]] = []
         """(lifecycle, server id, input)"""
+        self.ordered: list[tuple[str, str, Order, str]] = []
+        self.cancelled: list[str] = []
         self.refreshed: list[str] = []
         self.purged: list[tuple[str, str, int]] = []
         self.console = b""
@@ -117,6 +121,18 @@ class RecordingLauncher(Launcher):
         operation = self._record(session, who, server, lifecycle, request_id, input or {})
         session.commit()
         return operation
+
+    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+        operation = accept_retry(session, failed, who.user_id, request_id)
+        session.commit()
+        self.started.append((operation.lifecycle, operation.server_id, operation.input))
+        return operation
+
+    def order(self, operation: Operation, verb: str, order: Order, order_id: str) -> None:
+        self.ordered.append((operation.id, verb, order, order_id))
+
+    def cancel(self, operation: Operation) -> None:
+        self.cancelled.append(operation.id)
 
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
         return self.console[-max_bytes:]

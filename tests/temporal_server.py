@@ -11,8 +11,14 @@ from opentelemetry import trace
 from temporalio.contrib.opentelemetry import create_tracer_provider
 
 from runtime.devserver import command, free_port, wait_ready
+from runtime.temporal import connect, ensure_search_attributes
 
 trace.set_tracer_provider(create_tracer_provider())  # what runtime.telemetry does in a process
+
+
+async def _prepare(address: str) -> None:
+    await wait_ready(address)
+    await ensure_search_attributes(await connect(address, "default"))
 
 
 @contextmanager
@@ -23,7 +29,7 @@ def temporal_server() -> Iterator[str]:
         command(port, None, None), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        asyncio.run(wait_ready(f"127.0.0.1:{port}"))
+        asyncio.run(_prepare(f"127.0.0.1:{port}"))
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()

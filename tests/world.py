@@ -16,23 +16,29 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from domain.errors import Kind
 from domain.guest import Fence, GuestSpec, ImageRef
-from domain.lifecycle import LIFECYCLES
+from domain.lifecycle import LIFECYCLES, RETRY_BUILD
 from domain.states import PowerState, TaskState, VmState
 from workflows.contract import (
+    Accepted,
     ApplyNics,
+    Attempt,
     Begin,
     ChangePower,
     ClaimHost,
     ControlActivities,
     DestroyGuest,
+    Failure,
     Finish,
+    GoOn,
     GuestPower,
+    Hold,
     HostActivities,
     HostRef,
     Located,
     Placed,
     ReadConsole,
     ReleaseClaim,
+    RetryBuild,
     SealedText,
     SpawnGuest,
     Swept,
@@ -40,6 +46,7 @@ from workflows.contract import (
 )
 
 HOSTS = ("host-1", "host-2", "host-3")
+LIVE = ("accepted", "running", "waiting_operator")
 
 
 def spec(server_id: str) -> GuestSpec:
@@ -70,6 +77,12 @@ class World:
     guests: dict[tuple[str, str], tuple[int, PowerState]] = field(default_factory=dict)
     """(host, server) → (epoch, power state)"""
     tombstones: dict[tuple[str, str], int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    """Written down because nobody was asked."""
+    holds: dict[str, Hold] = field(default_factory=dict)
+    """operation → the wait that is shown"""
+    spawned: list[SpawnGuest] = field(default_factory=list)
+    said: list[GoOn] = field(default_factory=list)
     silent_later: set[str] = field(default_factory=set)
     """Hosts the record knows to be away by the time of a second claim."""
 
@@ -114,12 +127,40 @@ class WorldControl(ControlActivities):
 
     @activity.defn
     async def release_claim(self, cmd: ReleaseClaim) -> None:
-        if self.world.operations.get(cmd.ref.operation_id) not in ("accepted", "running"):
+        if self.world.operations.get(cmd.ref.operation_id) not in LIVE:
             return
         held = self.world.claims.get(cmd.ref.server_id)
         if held and held[1:3] == (cmd.ref.operation_id, cmd.attempt):
             del self.world.claims[cmd.ref.server_id]
             self.world.servers[cmd.ref.server_id].host = None
+
+    @activity.defn
+    async def renew_claim(self, cmd: Attempt) -> Placed:
+        server_id, row = cmd.ref.server_id, self.world.servers[cmd.ref.server_id]
+        held = self.world.claims[server_id]
+        assert held[1:3] == (cmd.ref.operation_id, cmd.number)
+        row.epoch += 1
+        self.world.claims[server_id] = (*held[:3], row.epoch)
+        return Placed(held[0], Fence(row.epoch, cmd.ref.operation_id), spec(server_id))
+
+    @activity.defn
+    async def record_failure(self, cmd: Failure) -> None:
+        self.world.failures.append(cmd)
+
+    @activity.defn
+    async def hold_operation(self, cmd: Hold) -> None:
+        self.world.holds[cmd.failure.ref.operation_id] = cmd
+        self.world.operations[cmd.failure.ref.operation_id] = "waiting_operator"
+
+    @activity.defn
+    async def release_hold(self, cmd: GoOn) -> None:
+        if self.world.operations[cmd.ref.operation_id] == "waiting_operator":
+            self.world.operations[cmd.ref.operation_id] = "running"
+            self.world.said.append(cmd)
+
+    @activity.defn
+    async def retry_build(self, cmd: RetryBuild) -> Accepted:
+        return Accepted(cmd.operation_id, cmd.subject)
 
     @activity.defn
     async def begin_operation(self, cmd: Begin) -> Located:
@@ -128,7 +169,7 @@ class WorldControl(ControlActivities):
         if self.world.operations.get(cmd.ref.operation_id) != "running":
             self.world.operations[cmd.ref.operation_id] = "running"
             row.task_state = lifecycle.task_state
-            row.epoch += cmd.ref.lifecycle == "delete"
+            row.epoch += cmd.ref.lifecycle in ("delete", RETRY_BUILD)
         fence = Fence(row.epoch, cmd.ref.operation_id)
         guest = spec(cmd.ref.server_id) if row.host else None
         return Located(row.host, fence, guest, {"timeout_s": "1"})
@@ -136,11 +177,11 @@ class WorldControl(ControlActivities):
     @activity.defn
     async def may_unwind(self, cmd: Begin) -> Verdict:
         state = self.world.operations.get(cmd.ref.operation_id)
-        return Verdict(allowed=state in ("accepted", "running"))
+        return Verdict(allowed=state in LIVE)
 
     @activity.defn
     async def finish_operation(self, cmd: Finish) -> None:
-        if self.world.operations.get(cmd.ref.operation_id) not in (None, "accepted", "running"):
+        if self.world.operations.get(cmd.ref.operation_id) not in (None, *LIVE):
             return
         row, lifecycle = self.world.servers[cmd.ref.server_id], LIFECYCLES[cmd.ref.lifecycle]
         self.world.operations[cmd.ref.operation_id] = "succeeded" if cmd.succeeded else "failed"
@@ -172,6 +213,7 @@ class WorldHost(HostActivities):
     @activity.defn
     async def spawn_guest(self, cmd: SpawnGuest) -> GuestPower:
         key = (self.host, cmd.spec.server_id)
+        self.world.spawned.append(cmd)
         if cmd.fence.epoch <= self.world.tombstones.get(key, 0):
             raise ApplicationError("fenced", type=Kind.FENCED, non_retryable=True)
         self.world.guests[key] = (cmd.fence.epoch, PowerState.RUNNING)

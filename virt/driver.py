@@ -15,6 +15,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from domain.guest import Fence, GuestReport, GuestSpec, Inventory, NicSpec
 from domain.states import PowerState
@@ -35,8 +36,7 @@ class Cancelled(Exception):
 class Progress:
     """How a long call speaks with its caller, across threads.
 
-    The driver calls ``step`` at each stage (``image``, ``disk``, ``config_drive``, ``nics``, ``define``,
-    ``start``); that reports the stage and raises ``Cancelled`` if the caller gave up. It also calls
+    The driver calls ``step`` at each stage (``domain.guest.STAGES``); that reports the stage and raises ``Cancelled`` if the caller gave up. It also calls
     ``check`` inside loops (each chunk of a download).
     """
 
@@ -52,6 +52,25 @@ class Progress:
         """Enter a named stage."""
         self.check()
         self.on_step(name)
+
+
+VOLATILE = ("nics",)
+"""Stages whose effects a host may have lost since: made sure of again, without a word, when a build resumes."""
+
+Effect = TypeVar("Effect")
+
+
+def from_stage(
+    stages: Sequence[tuple[str, Effect]], resume_at: str | None
+) -> list[tuple[str, Effect, bool]]:
+    """(name, effect, whether to announce it) of each stage still to be taken."""
+    names = [name for name, _ in stages]
+    first = names.index(resume_at) if resume_at in names else 0
+    return [
+        (name, effect, number >= first)
+        for number, (name, effect) in enumerate(stages)
+        if number >= first or name in VOLATILE
+    ]
 
 
 class Supplies(ABC):
@@ -95,11 +114,14 @@ class Driver(ABC):
     # --- one guest ------------------------------------------------------------------------------
 
     @abstractmethod
-    def spawn(self, spec: GuestSpec, fence: Fence, progress: Progress) -> PowerState:
+    def spawn(
+        self, spec: GuestSpec, fence: Fence, progress: Progress, resume_at: str | None = None
+    ) -> PowerState:
         """Build and start the guest: image, disk, config drive, NICs, definition, start.
 
-        A guest that already runs is left alone; half-made parts are completed. Raises Fenced when
-        ``destroy`` was called with this epoch or a later one.
+        A guest that already runs is left alone; half-made parts are completed. ``resume_at`` is the stage
+        at which an earlier call with this fence stopped: what lasts of the stages before it is not made
+        again. Raises Fenced when ``destroy`` was called with this epoch or a later one.
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ from domain.errors import DuranovaError, GuestFailure, GuestRefused, NotFound
 from domain.guest import Fence, GuestReport, GuestSpec, ImageRef, Inventory, NicSpec
 from domain.ids import guest_name, tap_name
 from domain.states import PowerState
-from virt.driver import Driver, Progress, Supplies
+from virt.driver import Driver, Progress, Supplies, from_stage
 from virt.ledger import Ledger, safe_id, write_atomic
 
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
@@ -260,18 +260,24 @@ class FakeDriver(Driver):
 
     # --- one guest ------------------------------------------------------------------------------
 
-    def spawn(self, spec: GuestSpec, fence: Fence, progress: Progress) -> PowerState:
+    def spawn(
+        self, spec: GuestSpec, fence: Fence, progress: Progress, resume_at: str | None = None
+    ) -> PowerState:
         server_id = safe_id(spec.server_id)
         self._ledger.admit(server_id, fence)
         with self._lock:
+            known = self._guests.get(server_id)
+            going_on = known is not None and known.epoch == fence.epoch
             guest = self._guests.setdefault(server_id, Guest(spec, fence.epoch))
             guest.epoch = fence.epoch
             if guest.power in ALIVE:
                 return self._save(guest, guest.power)
             guest.spec = spec
-        for stage, effect in self._stages(guest):
-            progress.step(stage)
-            self._at(stage, progress)
+        stages = from_stage(self._stages(guest), resume_at if going_on else None)
+        for stage, effect, announced in stages:
+            if announced:
+                progress.step(stage)
+                self._at(stage, progress)
             self._ledger.check(server_id, fence)
             effect(progress)
             self.faults.leave(stage)

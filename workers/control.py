@@ -19,11 +19,14 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.control.control import Control
+from activities.control.holds import Holds
 from activities.control.placement import Placement
 from activities.control.records import Records
+from activities.control.retries import Retries
 from activities.control.sweep import Sweep
 from domain.ids import CONTROL_QUEUE
 from runtime.settings import Settings
+from runtime.temporal import ensure_desk
 from workers.interceptors import Context, DomainErrors
 from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
@@ -40,7 +43,13 @@ RUNNER = SandboxedWorkflowRunner(
 def control_activities(client: Client, engine: Engine, settings: Settings) -> Control:
     """The control activities over this database."""
     records = Records(engine, settings)
-    return Control(records, Placement(engine, settings), Sweep(client, engine, records))
+    return Control(
+        records,
+        Placement(engine, settings),
+        Sweep(client, engine, records),
+        Holds(engine),
+        Retries(client, engine),
+    )
 
 
 def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker:
@@ -59,8 +68,9 @@ def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker
     )
 
 
-async def ensure_schedules(client: Client) -> None:
-    """Make the reconcilers' schedules, once per namespace, and run them now."""
+async def ensure_standing_work(client: Client) -> None:
+    """What is there once in a namespace: the operator's desk, and the reconcilers' schedules, run now."""
+    await ensure_desk(client)
     schedule = Schedule(
         action=ScheduleActionStartWorkflow(
             "SweepOperations", id="sweep-operations", task_queue=CONTROL_QUEUE

@@ -84,7 +84,7 @@ class _Errors(ActivityInboundInterceptor):
             outcome = error.kind
             _log.warning("activity failed", kind=error.kind, error=error.message)
             raise ApplicationError(
-                error.message, type=error.kind, non_retryable=not error.retryable
+                error.message, *error.details, type=error.kind, non_retryable=not error.retryable
             ) from error
         except Exception:
             outcome = "unexpected"

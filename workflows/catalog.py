@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from workflows.create import CreateServer
 from workflows.delete import DeleteServer
+from workflows.desk import OperatorDesk
 from workflows.power import PowerServer
 from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
 
 WORKFLOWS = [
     CreateServer,
     DeleteServer,
+    OperatorDesk,
     PowerServer,
     PurgeStaleGuest,
     SweepOperations,

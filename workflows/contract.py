@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from temporalio import activity
 
-from domain.guest import Fence, GuestSpec, NicSpec
+from domain.guest import Fence, GuestSpec, NicSpec, StageTaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,17 @@ class Ref:
     request_id: str
     lifecycle: str
     """Key of ``domain.lifecycle.LIFECYCLES``."""
+    hold_s: float = 0.0
+    """How long a failed step waits for an operator before it is given up; 0: not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an operator sends with a verb. Everything is optional, so that the Web UI can send nothing."""
+
+    by: str = ""
+    """Who gives it."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,71 @@ class ReleaseClaim:
     attempt: int
     error: str | None = None
     """Why the host was given up; recorded with the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a build, which holds a claim."""
+
+    ref: Ref
+    number: int
+    """1 for the first host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A step of an operation that did not succeed, with its retries used up."""
+
+    ref: Ref
+    step: str
+    """The stage of the driver's call, or the activity."""
+    error: str
+    host: str | None = None
+    stages: tuple[StageTaken, ...] = ()
+    """Those of the last try, the failed one included, if the host could tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Let the operation wait for an operator."""
+
+    failure: Failure
+    number: int
+    """1 for the operation's first wait."""
+    verbs: tuple[str, ...]
+    """What the operator may say."""
+    deadline_at: float
+    """When it is given up by itself: seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """An operator's word, or the deadline's, on a wait."""
+
+    ref: Ref
+    number: int
+    """The wait it ends."""
+    verb: str
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBuild:
+    """Build again what a failed create left in ERROR."""
+
+    subject: str
+    """The id of the failed operation, or of its server."""
+    order: Order = Order()
+    operation_id: str = ""
+    """Of the new operation, so that twice is once; the desk gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An operation that was accepted and started."""
+
+    operation_id: str
+    server_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +174,8 @@ class SpawnGuest:
 
     fence: Fence
     spec: GuestSpec
+    resume_at: str | None = None
+    """The stage to go on with: what was done before it on this host is not done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +203,7 @@ class GuestPower:
     power_state: int
     seen_by: str = ""
     """Epoch of the host worker that says so: of its start, as in its reports."""
+    stages: tuple[StageTaken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +263,31 @@ class ControlActivities:
     @activity.defn
     async def release_claim(self, cmd: ReleaseClaim) -> None:
         """Undo of ``claim_host``; tolerates that it never happened."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def renew_claim(self, cmd: Attempt) -> Placed:
+        """Give the claim of this attempt a new epoch, so that its host may build afresh after a destroy."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def record_failure(self, cmd: Failure) -> None:
+        """Write down a failed step that is not waited for."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def hold_operation(self, cmd: Hold) -> None:
+        """Show that the operation waits for an operator, at which step, why, and until when."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def release_hold(self, cmd: GoOn) -> None:
+        """End the wait and write down who said what."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def retry_build(self, cmd: RetryBuild) -> Accepted:
+        """Accept and start a new operation that builds a server in ERROR again. Conflict if it cannot be."""
         raise NotImplementedError
 
     @activity.defn

@@ -19,8 +19,9 @@ from temporalio.exceptions import (
 )
 from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
+from domain.guest import StageTaken
 from domain.ids import host_queue
-from workflows.contract import Begin, ControlActivities, Finish, Ref
+from workflows.contract import Begin, ControlActivities, Failure, Finish, Ref
 from workflows.policies import HOST_ANSWERS_WITHIN, POLICIES
 
 Command = TypeVar("Command")
@@ -80,6 +81,23 @@ def will_never_do(error: BaseException) -> bool:
     return isinstance(cause, ApplicationError) and cause.non_retryable
 
 
+def stages_of(error: BaseException) -> tuple[StageTaken, ...]:
+    """The stages that a host could tell of its failed call; empty when it could not."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if not isinstance(cause, ApplicationError) or not cause.details:
+        return ()
+    told: list[dict[str, Any]] = cause.details[0]
+    return tuple(StageTaken(**stage) for stage in told)
+
+
+def failure_of(ref: Ref, error: BaseException, activity: str, host: str | None) -> Failure:
+    """What the record is told of an activity's failure: its step is the stage of the driver's call that
+    failed, or else the activity."""
+    stages = stages_of(error)
+    step = stages[-1].name if stages else activity
+    return Failure(ref, step, explain(error, host), host, stages)
+
+
 def explain(error: BaseException, host: str | None = None) -> str:
     """The cause in one sentence, for the fault and the operation."""
     if host_did_not_answer(error):
@@ -124,7 +142,11 @@ class Saga:
         self, kind: type[BaseException] | None, exc: BaseException | None, _tb: TracebackType | None
     ) -> bool:
         """Unwind on any exception; swallows it when the record says that the block had ended well."""
-        return exc is not None and not await undisturbed(self._unwound())
+        if exc is None or isinstance(
+            exc, GeneratorExit
+        ):  # a worker forgets the run; another goes on
+            return False
+        return not await undisturbed(self._unwound())
 
     async def _unwound(self) -> bool:
         # A workflow task that is lost takes the memory of its local activities with it: the last step
@@ -172,6 +194,8 @@ class Operation:
             work.cancel()
             outcome = await self._outcome(ref, work)
         gone.cancel()
+        # Whoever sent an Update is told before the workflow is gone.
+        await workflow.wait_condition(workflow.all_handlers_finished)
         if self._delete is not None:
             workflow.continue_as_new(workflow="DeleteServer", args=[self._delete])
         return outcome

@@ -7,19 +7,27 @@ import asyncio
 from opentelemetry import trace
 from temporalio import activity
 
+from activities.control.holds import Holds
 from activities.control.placement import Placement
 from activities.control.records import Records
+from activities.control.retries import Retries
 from activities.control.sweep import Sweep
 from workflows.contract import (
+    Accepted,
     ApplyNics,
+    Attempt,
     Begin,
     ClaimHost,
     ControlActivities,
+    Failure,
     Finish,
+    GoOn,
+    Hold,
     HostRef,
     Located,
     Placed,
     ReleaseClaim,
+    RetryBuild,
     Swept,
     Verdict,
 )
@@ -28,10 +36,19 @@ from workflows.contract import (
 class Control(ControlActivities):
     """Implements the contract; database work runs in threads, so the worker's loop stays free."""
 
-    def __init__(self, records: Records, placement: Placement, sweep: Sweep) -> None:
+    def __init__(
+        self,
+        records: Records,
+        placement: Placement,
+        sweep: Sweep,
+        holds: Holds,
+        retries: Retries,
+    ) -> None:
         self._records = records
         self._placement = placement
         self._sweep = sweep
+        self._holds = holds
+        self._retries = retries
 
     @activity.defn
     async def claim_host(self, cmd: ClaimHost) -> Placed:
@@ -44,6 +61,26 @@ class Control(ControlActivities):
     @activity.defn
     async def release_claim(self, cmd: ReleaseClaim) -> None:
         await asyncio.to_thread(self._placement.release, cmd)
+
+    @activity.defn
+    async def renew_claim(self, cmd: Attempt) -> Placed:
+        return await asyncio.to_thread(self._placement.renew, cmd)
+
+    @activity.defn
+    async def record_failure(self, cmd: Failure) -> None:
+        await asyncio.to_thread(self._holds.record_failure, cmd)
+
+    @activity.defn
+    async def hold_operation(self, cmd: Hold) -> None:
+        await asyncio.to_thread(self._holds.hold, cmd)
+
+    @activity.defn
+    async def release_hold(self, cmd: GoOn) -> None:
+        await asyncio.to_thread(self._holds.go_on, cmd)
+
+    @activity.defn
+    async def retry_build(self, cmd: RetryBuild) -> Accepted:
+        return await self._retries.retry(cmd)
 
     @activity.defn
     async def begin_operation(self, cmd: Begin) -> Located:

@@ -23,7 +23,7 @@ from scheduler.model import Request, Selection
 from scheduler.plugins import load_filters, load_weighers
 from scheduler.select import explain
 from scheduler.select import select as select_host
-from workflows.contract import ClaimHost, Placed, Ref, ReleaseClaim
+from workflows.contract import Attempt, ClaimHost, Placed, Ref, ReleaseClaim
 
 _FAULT_CHARS = 255
 _KEPT = 100
@@ -54,7 +54,9 @@ class Placement:
             server, operation = _load(session, cmd.ref)
             _check(server, operation, cmd.attempt)
             held = get_claim(session, server.id)
-            if held is not None:
+            if held is not None and _left_behind(session, held):
+                _give_back(session, server, held)  # its guest was destroyed before we were asked
+            elif held is not None:
                 return _again(session, server, held, cmd)
             started = now()
             request = build_request(session, server, operation, cmd.passed_over)
@@ -64,6 +66,20 @@ class Placement:
             if selection.ranked:
                 return _take(session, server, operation, request, selection.ranked[0].host)
         raise NoValidHost(explain(selection, _FAULT_CHARS))
+
+    def renew(self, cmd: Attempt) -> Placed:
+        """Give this attempt's claim the next epoch, its host and share unchanged. Conflict without a claim
+        of it."""
+        with transaction(self._engine) as session:
+            server, operation = _load(session, cmd.ref)
+            _check(server, operation, cmd.number)
+            held = get_claim(session, server.id)
+            if held is None or (held.operation_id, held.attempt) != (operation.id, cmd.number):
+                raise Conflict(f"Attempt {cmd.number} of operation {operation.id} holds no claim")
+            server.epoch += 1
+            held.epoch = server.epoch
+            session.add_all((server, held))
+            return _placed(session, server, held)
 
     def release(self, cmd: ReleaseClaim) -> None:
         """Give back what this attempt claimed and refuse it from now on; nothing if it claimed nothing."""
@@ -104,6 +120,12 @@ def _check(server: Server, operation: Operation, attempt: int) -> None:
     released = operation.attempt == attempt and operation.step == _RELEASED
     if operation.attempt > attempt or released:
         raise Conflict(f"Attempt {attempt} of operation {operation.id} was given up")
+
+
+def _left_behind(session: Session, held: Claim) -> bool:
+    """Whether a claim belongs to a build that ended without unwinding: its workflow was terminated."""
+    owner = session.get(Operation, held.operation_id)
+    return owner is None or owner.state not in LIVE_OPERATION_STATES
 
 
 def _again(session: Session, server: Server, held: Claim, cmd: ClaimHost) -> Placed:
@@ -150,6 +172,8 @@ def _placed(session: Session, server: Server, claim: Claim) -> Placed:
 
 def _give_back(session: Session, server: Server, claim: Claim) -> None:
     session.delete(claim)
+    session.flush()  # one row for each server: a new one may follow at once
+    server.epoch += 1  # a guest that could not be destroyed is known by its older epoch
     want_nics(session, hosts_to_refresh(session, server.id))
     unbind_server_ports(session, server.id)
     if server.host == claim.host:

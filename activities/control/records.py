@@ -9,12 +9,12 @@ from sqlmodel import Session, col, delete, select
 from activities.control.placement import guest_spec
 from db.hosts import Claim, want_nics
 from db.network import hosts_to_refresh, nic_specs, release_server_ports
-from db.operations import Operation, end_operation, live_operations, open_event
+from db.operations import Operation, add_stages, end_operation, live_operations, open_event
 from db.servers import Server, ServerFault
 from db.session import now, transaction
 from domain.errors import NotFound
 from domain.guest import Fence
-from domain.lifecycle import LIFECYCLES
+from domain.lifecycle import LIFECYCLES, RETRY_BUILD
 from domain.states import LIVE_OPERATION_STATES, OperationState, PowerState, TaskState, VmState
 from runtime.metrics import OPERATION_SECONDS, OPERATIONS
 from runtime.settings import Settings
@@ -56,7 +56,7 @@ class Records:
         operation.attempt = 1
         operation.step = lifecycle.task_state
         server.task_state = lifecycle.task_state
-        if operation.lifecycle == "delete":
+        if operation.lifecycle in ("delete", RETRY_BUILD):
             server.epoch += 1  # everything spawned under an earlier epoch is refused from here on
             operation.input = {**operation.input, "epoch": server.epoch}
         session.add_all((server, operation))
@@ -74,6 +74,7 @@ class Records:
             if cmd.succeeded and operation.step == _UNWINDING:
                 return  # a late success: what it speaks of is being taken down
             ended = [operation]
+            add_stages(session, operation, operation.host, cmd.guest.stages if cmd.guest else ())
             if not cmd.succeeded:
                 _failed(session, server, operation, cmd)
             elif operation.lifecycle == "delete":
@@ -102,6 +103,18 @@ class Records:
         with transaction(self._engine) as session:
             ids = list(session.exec(select(Claim.server_id).where(Claim.host == host)))
             return ApplyNics(nic_specs(session, ids))
+
+
+def ref_of(operation: Operation) -> Ref:
+    """The workflow input of a recorded operation."""
+    return Ref(
+        operation_id=operation.id,
+        server_id=operation.server_id,
+        project_id=operation.project_id,
+        request_id=operation.request_id,
+        lifecycle=operation.lifecycle,
+        hold_s=float(operation.input.get("hold_s", 0.0)),
+    )
 
 
 def _tell(operation: Operation) -> None:
@@ -138,7 +151,7 @@ def _succeeded(
     server.task_state = None
     server.power_state = PowerState.NOSTATE if guest is None else guest.power_state
     server.seen_by = guest.seen_by if guest and guest.seen_by else server.seen_by
-    if operation.lifecycle == "create":
+    if operation.lifecycle in ("create", RETRY_BUILD):
         server.launched_at = now()
         server.progress = 100
         for claim in session.exec(select(Claim).where(Claim.server_id == server.id)):

@@ -10,13 +10,13 @@ from sqlalchemy import Engine
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.control.records import Records
+from activities.control.records import Records, ref_of
 from db.operations import Operation, live_everywhere
 from db.session import now, reading
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
 from runtime.temporal import run_status, start_operation
-from workflows.contract import Finish, Ref, Swept
+from workflows.contract import Finish, Swept
 
 GRACE = timedelta(seconds=5)
 """An operation younger than this is still being started by the API."""
@@ -79,14 +79,3 @@ class Sweep:
     def _close(self, operation: Operation, reason: str) -> None:
         _log.warning("operation closed by the sweep", operation_id=operation.id, reason=reason)
         self._records.finish(Finish(ref_of(operation), succeeded=False, error=reason))
-
-
-def ref_of(operation: Operation) -> Ref:
-    """The workflow input of a recorded operation."""
-    return Ref(
-        operation_id=operation.id,
-        server_id=operation.server_id,
-        project_id=operation.project_id,
-        request_id=operation.request_id,
-        lifecycle=operation.lifecycle,
-    )

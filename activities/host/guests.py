@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
+from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
 from temporalio import activity
 
 from activities.host.stages import Stages
+from domain.errors import DuranovaError
 from domain.guest import NicSpec
 from domain.states import PowerState
 from runtime.sealing import Sealer
@@ -51,12 +53,11 @@ class Guests(HostActivities):
     @activity.defn
     async def spawn_guest(self, cmd: SpawnGuest) -> GuestPower:
         async with _Beating("waiting for a boot slot") as beating, self._boots:
-            state = await self._run(
+            return await self._power_after(
                 cmd.spec.server_id,
                 beating,
-                lambda progress: self._driver.spawn(cmd.spec, cmd.fence, progress),
+                lambda progress: self._driver.spawn(cmd.spec, cmd.fence, progress, cmd.resume_at),
             )
-            return GuestPower(state, self._epoch)
 
     @activity.defn
     async def destroy_guest(self, cmd: DestroyGuest) -> None:
@@ -68,8 +69,7 @@ class Guests(HostActivities):
     @activity.defn
     async def change_power(self, cmd: ChangePower) -> GuestPower:
         async with _Beating(cmd.lifecycle) as beating:
-            state = await self._run(cmd.spec.server_id, beating, partial(self._power, cmd))
-            return GuestPower(state, self._epoch)
+            return await self._power_after(cmd.spec.server_id, beating, partial(self._power, cmd))
 
     @activity.defn
     async def apply_nics(self, cmd: ApplyNics) -> None:
@@ -102,21 +102,42 @@ class Guests(HostActivities):
         }
         return calls[cmd.lifecycle]()
 
+    async def _power_after(
+        self, server_id: str, beating: _Beating, call: Callable[[Progress], PowerState]
+    ) -> GuestPower:
+        stages = Stages(activity.info().activity_type, beating.say)
+        try:
+            state = await self._run(server_id, beating, call, stages)
+        except DuranovaError as error:
+            # The record shows them, and a build that is resumed goes on behind them.
+            error.details = ([asdict(stage) for stage in stages.taken],)
+            raise
+        return GuestPower(state, self._epoch, stages.taken)
+
     async def _run(
-        self, server_id: str, beating: _Beating, call: Callable[[Progress], Result]
+        self,
+        server_id: str,
+        beating: _Beating,
+        call: Callable[[Progress], Result],
+        stages: Stages | None = None,
     ) -> Result:
         # A second attempt whose first still works in libvirt waits here instead of running beside it.
         async with self._locks[server_id]:
-            return await self._call(beating, call)
+            return await self._call(beating, call, stages)
 
-    async def _call(self, beating: _Beating, call: Callable[[Progress], Result]) -> Result:
+    async def _call(
+        self,
+        beating: _Beating,
+        call: Callable[[Progress], Result],
+        stages: Stages | None = None,
+    ) -> Result:
         """Run a blocking call in the pool. On cancel: tell it, wait for its end, then let the cancel on."""
         progress = Progress()
-        stages = Stages(activity.info().activity_type, beating.say)
+        watched = stages or Stages(activity.info().activity_type, beating.say)
 
         def observed() -> Result:
-            with stages:
-                progress.on_step = stages.enter
+            with watched:
+                progress.on_step = watched.enter
                 return call(progress)
 
         # The pool's threads know neither our trace nor the ids of our log lines.

@@ -39,7 +39,7 @@ class Created:
     servers: list[Server]
     admin_pass: str
     reservation_id: str
-    constraints: dict[str, str]
+    constraints: dict[str, Any]
     """For the operation: the host that was asked for, if any."""
 
 

@@ -205,6 +205,10 @@ class CreateServer(Body):
         return self
 
 
+HOLD_HINT = "duranova:hold_on_failure"
+"""The hint that lets a failed build wait for an operator, or not."""
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -217,6 +221,7 @@ class Hints(Body):
     group: Uuid | None = None
     same_host: Annotated[list[Uuid] | None, BeforeValidator(_listed)] = None
     different_host: Annotated[list[Uuid] | None, BeforeValidator(_listed)] = None
+    hold_on_failure: Annotated[Boolean | None, Field(alias=HOLD_HINT)] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from api.compute.create import Created, create_servers
 from api.compute.server_bodies import (
@@ -26,7 +26,7 @@ from api.compute.server_views import (
     ShownServer,
 )
 from api.context import Db, TheCloud, allow
-from api.fields import Name
+from api.fields import Boolean, Name
 from api.microversion import Body, Route, View, since
 from api.paging import Link, TheLinks
 from api.policy import Caller, permits
@@ -34,8 +34,12 @@ from db.idempotency import Idempotent, find_answer, keep_answer
 from db.server_list import list_names, list_servers
 from db.servers import Server, get_server
 from db.session import now
+from domain.errors import BadRequest
+from runtime.settings import Settings
 
 router = APIRouter(route_class=Route)
+HOLD_HEADER = "X-Duranova-Hold-On-Failure"
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(Boolean)
 
 
 class NewServer(View):
@@ -94,11 +98,26 @@ def create_server(
         made = create_servers(db, cloud, who, body)
         answer = _answer(made, body, links).model_dump_json(exclude_unset=True)
         keep_answer(db, cloud.sealer, asked, answer)
-        cloud.launcher.create(db, who, made.servers, request.scope["request_id"], made.constraints)
+        given = made.constraints | _hold(request, body, cloud.settings)
+        cloud.launcher.create(db, who, made.servers, request.scope["request_id"], given)
     accepted = Accepted.model_validate_json(answer)
     if accepted.server is not None:
         response.headers["Location"] = links.href("servers", accepted.server.id)
     return accepted
+
+
+def _hold(request: Request, body: CreateServerRequest, settings: Settings) -> dict[str, float]:
+    """Whether a failed build is to wait for an operator: the header says it, or the hint, or the cloud."""
+    said = request.headers.get(HOLD_HEADER)
+    hints = body.hints or body.old_hints
+    try:
+        wish = _BOOLEAN.validate_python(said) if said is not None else None
+    except ValidationError:
+        raise BadRequest(f"{HOLD_HEADER} must be true or false") from None
+    if wish is None and hints is not None:
+        wish = hints.hold_on_failure
+    hold = settings.hold_on_failure if wish is None else wish
+    return {"hold_s": settings.hold_deadline_s} if hold else {}
 
 
 def _answer(made: Created, body: CreateServerRequest, links: TheLinks) -> Accepted:

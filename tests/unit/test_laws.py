@@ -18,6 +18,7 @@ COMMITS = {
     "api/context.py": "the session of a request",
     "api/internal.py": "the report is kept before corrections start operations of their own",
     "api/launch.py": "row, commit, start",
+    "api/verbs.py": "releases the database before an operation is told, which then writes to it",
     "api/network/wire.py": "hosts are told of what is committed",
     "db/session.py": "transaction()",
 }

@@ -18,13 +18,14 @@ from temporalio.exceptions import ApplicationError
 
 from domain.errors import Kind
 from domain.guest import Fence
-from domain.ids import CONTROL_QUEUE
+from domain.ids import CONTROL_QUEUE, OPERATOR_DESK
+from runtime.temporal import ensure_desk
 from tests.temporal_server import temporal_server
 from tests.tree import PYPROJECT
 from tests.workflows.fingerprints import write_fingerprints
-from tests.workflows.stage import Run, Stage, staged
+from tests.workflows.stage import HeldRun, Run, Stage, staged
 from tests.world import HOSTS, Script
-from workflows.contract import HostRef, PurgeGuest
+from workflows.contract import HostRef, PurgeGuest, RetryBuild
 from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -55,6 +56,12 @@ async def _operations(stage: Stage) -> AsyncIterator[tuple[str, Handle]]:
     cancelled = Run(stage, "create")
     cancelled.script.at, cancelled.script.then = 1, cancelled.handle.cancel
     yield "create_cancelled", (await cancelled.play()).handle
+    held = HeldRun(stage, times=2)
+    for number, verb in enumerate(("resume", "retry"), 1):
+        await held.held(number)
+        await held.say(verb)
+    await held.playing
+    yield "create_held", held.handle
     deleted = Run(stage, "create")
     deleted.script.at, deleted.script.then = 1, deleted.delete
     first = await _first_run(deleted)
@@ -85,9 +92,17 @@ async def _reconcilers(stage: Stage) -> AsyncIterator[tuple[str, Handle]]:
         yield name, handle
 
 
+async def _desk(stage: Stage) -> AsyncIterator[tuple[str, Handle]]:
+    stage.director.scripts[OPERATOR_DESK] = Script()
+    await ensure_desk(stage.client)
+    desk = stage.client.get_workflow_handle(OPERATOR_DESK)
+    await desk.execute_update("retry", RetryBuild("failed"))
+    yield "operator_desk", desk
+
+
 async def _record(address: str, folder: Path) -> None:
     async with staged(address) as stage:
-        for source in (_operations(stage), _reconcilers(stage)):
+        for source in (_operations(stage), _reconcilers(stage), _desk(stage)):
             async for name, handle in source:
                 history = _placeless(json.loads((await handle.fetch_history()).to_json()))
                 (folder / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")

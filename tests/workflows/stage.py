@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import CancelledError
+from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
+from domain.errors import Kind
+from domain.guest import STAGES
 from domain.ids import CONTROL_QUEUE, host_queue, new_id
 from domain.lifecycle import LIFECYCLES
 from domain.states import PowerState, VmState
-from runtime.temporal import connect, start_operation
+from runtime.temporal import STATE, connect, start_operation
 from tests.world import HOSTS, Director, Row, Script, World, WorldControl, WorldHost
 from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
-from workflows.contract import ControlActivities, HostActivities, Ref
+from workflows.contract import ControlActivities, HostActivities, Order, Ref
 
 END_S = 60
+DAY_S = 86_400.0
+WITHIN_S = 30
 
 
 @dataclass
@@ -93,3 +97,49 @@ class Run:
             if not isinstance(error.cause, CancelledError):  # only a cancelled run may fail
                 raise
         return self
+
+
+class HeldRun(Run):
+    """A create that is to wait; ``times`` of its spawns fail at a stage, after its effect."""
+
+    def __init__(
+        self, stage: Stage, at: str = "nics", times: int = 1, hold_s: float = DAY_S
+    ) -> None:
+        super().__init__(stage, "create")
+        self.ref = replace(self.ref, hold_s=hold_s)
+        self.failing_at, self._left = at, times
+        self.script.always["spawn_guest"] = self._fail
+        self.playing = asyncio.ensure_future(self.play())
+
+    async def _fail(self) -> None:
+        if self._left:
+            self._left -= 1
+            taken = STAGES[: STAGES.index(self.failing_at) + 1]
+            stages = [{"name": s, "started_at": 1.0, "finished_at": 2.0} for s in taken]
+            stages[-1]["error"] = "disk on fire"
+            raise ApplicationError(
+                "disk on fire", stages, type=Kind.UNAVAILABLE, non_retryable=True
+            )
+
+    async def held(self, number: int = 1) -> None:
+        """Back once it waits for the n-th time."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                hold = self.world.holds.get(self.ref.operation_id)
+                if hold is not None and hold.number == number and await self.offers():
+                    return
+                await asyncio.sleep(0.02)
+
+    async def offers(self) -> bool:
+        """Whether the workflow itself shows that it waits."""
+        shown = (await self.handle.describe()).typed_search_attributes.get(STATE)
+        return shown == "waiting_operator"
+
+    async def say(self, verb: str) -> str:
+        said: str = await self.handle.execute_update(verb, Order("ann", "because"))
+        return said
+
+    @property
+    def spawns(self) -> list[str | None]:
+        """The stage each spawn was asked to go on with."""
+        return [s.resume_at for s in self.world.spawned if s.spec.server_id == self.ref.server_id]

@@ -19,7 +19,7 @@ from domain.lifecycle import LIFECYCLES
 from domain.states import VmState
 from tests.temporal_server import temporal_server
 from tests.workflows.stage import Run, Stage, staged
-from tests.world import HOSTS, WorldHost, spec
+from tests.world import HOSTS, LIVE, WorldHost, spec
 from workflows.contract import SpawnGuest
 
 pytestmark = pytest.mark.temporal
@@ -54,7 +54,7 @@ def check(it: Run, *expected: VmState) -> None:
     assert [leak for leak in it.world.leaks() if it.ref.server_id in leak] == [], where
     assert it.row.vm_state in expected, where
     assert it.row.task_state is None, where
-    assert it.world.operations[it.ref.operation_id] not in ("accepted", "running"), where
+    assert it.world.operations[it.ref.operation_id] not in LIVE, where
 
 
 def failure_states(lifecycle: str) -> tuple[VmState, ...]:

@@ -22,7 +22,7 @@ from domain.ids import guest_name
 from domain.states import PowerState
 from virt import disks
 from virt.disks import ImageCache
-from virt.driver import Driver, Progress, Supplies
+from virt.driver import Driver, Progress, Supplies, from_stage
 from virt.ledger import Ledger, safe_id
 from virt.libvirt.connection import Connection, HostFacts, Seen
 from virt.libvirt.events import ChangeFeed
@@ -142,16 +142,22 @@ class LibvirtDriver(Driver):
 
     # --- one guest ------------------------------------------------------------------------------
 
-    def spawn(self, spec: GuestSpec, fence: Fence, progress: Progress) -> PowerState:
+    def spawn(
+        self, spec: GuestSpec, fence: Fence, progress: Progress, resume_at: str | None = None
+    ) -> PowerState:
         server_id = safe_id(spec.server_id)
         self._ledger.admit(server_id, fence)
         seen = settled(self._libvirt, server_id, progress)
         if seen is not None and seen.active:
             return seen.power
+        known = self._instances.recall(server_id)
+        going_on = known is not None and known.epoch == fence.epoch
         self._instances.remember(spec, fence.epoch)
         try:
-            for stage, effect in self._stages(spec):
-                progress.step(stage)
+            stages = from_stage(self._stages(spec), resume_at if going_on else None)
+            for stage, effect, announced in stages:
+                if announced:
+                    progress.step(stage)
                 self._ledger.check(server_id, fence)
                 effect(progress)
             self._ledger.check(server_id, fence)
@@ -159,7 +165,7 @@ class LibvirtDriver(Driver):
             if self._ledger.is_buried(server_id):
                 self._remove(server_id)  # the destroy that overtook us could not see our last step
             raise
-        return self._started(server_id, progress)
+        return started(self._libvirt, server_id, progress)
 
     def destroy(self, server_id: str, fence: Fence) -> None:
         if self._ledger.bury(safe_id(server_id), fence):
@@ -170,7 +176,7 @@ class LibvirtDriver(Driver):
         if seen is None or not seen.active:
             self._known(spec.server_id)
             self._boot(spec, Progress())
-        return self._started(spec.server_id, Progress())
+        return started(self._libvirt, spec.server_id, Progress())
 
     def stop(self, server_id: str, timeout_s: float, progress: Progress) -> PowerState:
         seen = self._present(server_id)
@@ -185,14 +191,14 @@ class LibvirtDriver(Driver):
         if seen.active and not shut_down(self._libvirt, seen, timeout_s, progress):
             return self.reboot_hard(spec, progress)
         self._boot(spec, progress)
-        return self._started(spec.server_id, progress)
+        return started(self._libvirt, spec.server_id, progress)
 
     def reboot_hard(self, spec: GuestSpec, progress: Progress) -> PowerState:
         self._known(spec.server_id)
         kill(self._libvirt, spec.server_id)
         self._libvirt.drop_saved(spec.server_id)
         self._boot(spec, progress)
-        return self._started(spec.server_id, progress)
+        return started(self._libvirt, spec.server_id, progress)
 
     def pause(self, server_id: str) -> PowerState:
         if self._running(server_id).power != PowerState.PAUSED:
@@ -290,13 +296,6 @@ class LibvirtDriver(Driver):
         if self._instances.recall(server_id) is None:
             self._present(server_id)
 
-    def _started(self, server_id: str, progress: Progress) -> PowerState:
-        """The state of a guest that was just started. GuestFailure if it is gone already."""
-        seen = settled(self._libvirt, server_id, progress)
-        if seen is None:
-            raise GuestFailure(f"server {server_id} was started and is gone")
-        return seen.power
-
     def _running(self, server_id: str) -> Seen:
         seen = self._present(server_id)
         if not seen.active:
@@ -345,6 +344,14 @@ def settled(libvirt: Connection, server_id: str, progress: Progress) -> Seen | N
             return libvirt.look(server_id)
         progress.cancelled.wait(POLL_S)
     return seen
+
+
+def started(libvirt: Connection, server_id: str, progress: Progress) -> PowerState:
+    """The state of a guest that was just started. GuestFailure if it is gone already."""
+    seen = settled(libvirt, server_id, progress)
+    if seen is None:
+        raise GuestFailure(f"server {server_id} was started and is gone")
+    return seen.power
 
 
 def shut_down(libvirt: Connection, seen: Seen, timeout_s: float, progress: Progress) -> bool:
