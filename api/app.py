@@ -8,7 +8,18 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import errors, health, identity, image, internal, metadata, network, operations, verbs
+from api import (
+    errors,
+    events,
+    health,
+    identity,
+    image,
+    internal,
+    metadata,
+    network,
+    operations,
+    verbs,
+)
 from api.compute import routers as compute_routers
 from api.context import Cloud
 from api.microversion import Microversion
@@ -79,7 +90,11 @@ def build_app(cloud: Cloud) -> ASGIApp:
         "/image": service("Image", "2", [image.router], errors.image_fault, cloud),
         "/network": service("Network", "2.0", [network.router], errors.network_fault, cloud),
         "/operations": service(
-            "Operations", "1", [operations.router, verbs.router], errors.plain_fault, cloud
+            "Operations",
+            "1",
+            [operations.router, verbs.router, events.router],
+            errors.plain_fault,
+            cloud,
         ),
         "/internal": service(
             "Internal", "1", [internal.router, metadata.router], errors.plain_fault, cloud

@@ -7,7 +7,7 @@ def show_server(server_id: str, who: Annotated[Caller, allow("servers:show")], d
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.launch import Launcher
 from api.policy import Caller, authorize
+from api.tail import Tail
 from api.tokens import Tokens
 from db.session import read_session, reading, write_session
 from domain.errors import Unauthorized
@@ -34,6 +35,10 @@ class Cloud:
     tokens: Tokens
     launcher: Launcher
     sealer: Sealer
+    tail: Tail = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tail", Tail(self.engine))  # frozen
 
 
 def get_cloud(request: Request) -> Cloud:

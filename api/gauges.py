@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from db.events import event_after, get_mark, newest_event, webhook_mark
 from db.hosts import is_up, list_hosts, usage_by_host
 from db.operations import LiveCount, count_live
 from db.servers import count_by_state
@@ -33,6 +34,7 @@ class RecordGauges(Collector):
         with reading(self._engine) as session:
             live, by_state = count_live(session), count_by_state(session)
             hosts = list(_hosts(session, self._settings))
+            webhooks = list(_webhooks(session, self._settings))
         yield from _operations(live)
         servers = GaugeMetricFamily("duranova_servers", "Servers by VM state", labels=["vm_state"])
         for state in VmState:
@@ -40,6 +42,7 @@ class RecordGauges(Collector):
                 servers.add_metric([state], by_state.get(state, 0))
         yield servers
         yield from hosts
+        yield from webhooks
 
 
 def _operations(live: list[LiveCount]) -> Iterator[Metric]:
@@ -60,6 +63,27 @@ def _operations(live: list[LiveCount]) -> Iterator[Metric]:
         "Age of the oldest operation that has not ended; 0 when there is none",
         value=max(0.0, age_s),
     )
+
+
+def _webhooks(session: Session, settings: Settings) -> Iterator[Metric]:
+    behind = GaugeMetricFamily(
+        "duranova_webhook_lag_events",
+        "Events that a webhook has not accepted, those that it does not want included",
+        labels=["webhook"],
+    )
+    since = GaugeMetricFamily(
+        "duranova_webhook_lag_seconds",
+        "Age of the oldest of them; 0 when there is none",
+        labels=["webhook"],
+    )
+    newest = newest_event(session)
+    for webhook in settings.webhooks:
+        mark = get_mark(session, webhook_mark(webhook.name))
+        next_one = None if mark is None else event_after(session, mark)
+        behind.add_metric([webhook.name], newest - (newest if mark is None else mark))
+        age_s = (now() - next_one.time).total_seconds() if next_one else 0.0
+        since.add_metric([webhook.name], max(0.0, age_s))
+    yield from (behind, since)
 
 
 def _hosts(session: Session, settings: Settings) -> Iterator[Metric]:

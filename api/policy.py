@@ -152,6 +152,7 @@ RULES: dict[str, Rule] = {
     "server_groups:write": MEMBER,
     "services": ADMIN,
     # --- ours
+    "events:read": READER,
     "operations:read": READER,
     "operations:cancel": MEMBER,
     "operations:everywhere": ADMIN,

@@ -15,6 +15,8 @@ from typing import Annotated, NoReturn
 
 import typer
 import uvloop
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 
 from cli.datadir import StartError
@@ -148,6 +150,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
     from runtime.telemetry import observed
     from runtime.temporal import connect_to, ensure_search_attributes
     from workers.control import control_worker, ensure_standing_work
+    from workers.webhooks import ensure_deliveries
 
     async def work() -> None:
         settings = Settings()
@@ -159,6 +162,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
             engine = open_engine(settings.database_url)
             async with control_worker(client, engine, settings):
                 await ensure_standing_work(client)
+                await ensure_deliveries(client, settings)
                 _ready(ready_fd)
                 await _stopped().wait()
 
@@ -280,6 +284,8 @@ def _run(coroutine: object) -> None:
         uvloop.run(coroutine)  # type: ignore[arg-type]  # always a coroutine
     except DuranovaError as error:
         _fail(error.message)
+    except (ValidationError, SettingsError) as error:  # they quote no value
+        _fail(f"settings: {error}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -67,5 +67,6 @@ async def api_server(
     try:
         yield
     finally:
+        cloud.tail.close()  # else the server would wait for streams that have no end
         server.should_exit = True
         await serving

@@ -31,6 +31,7 @@ from runtime.settings import Settings
 from runtime.telemetry import observed
 from runtime.temporal import connect_to, ensure_search_attributes
 from workers.control import control_worker, ensure_standing_work
+from workers.webhooks import ensure_deliveries
 
 _log = structlog.get_logger(__name__)
 Say = Callable[[str], None]
@@ -95,6 +96,7 @@ async def _start(
     say("control worker")
     await stack.enter_async_context(control_worker(client, engine, settings))
     await ensure_standing_work(client)
+    await ensure_deliveries(client, settings)
 
 
 def _settings(options: UpOptions, data: DataDir) -> Settings:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, inspect
+from sqlalchemy.event import listens_for
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
+from db.events import Event, emit
 from db.paging import keyset
 from db.servers import Server
 from db.session import now
 from domain.errors import BadRequest
+from domain.events import EventType
 from domain.guest import StageTaken
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
@@ -291,3 +294,81 @@ def events_of(session: Session, operation_id: str) -> list[OperationEvent]:
     """The steps of an operation, oldest first."""
     query = select(OperationEvent).where(OperationEvent.operation_id == operation_id)
     return list(session.exec(query.order_by(col(OperationEvent.id))))
+
+
+# --- what the world is told
+
+
+_TOLD = {
+    "action",
+    "attempt",
+    "created_at",
+    "deadline_at",
+    "error",
+    "finished_at",
+    "lifecycle",
+    "request_id",
+    "retry_of",
+    "started_at",
+    "state",
+    "user_id",
+    "verbs",
+}
+"""Columns of an operation that its events carry."""
+_TOLD_OF_STEP = {"details", "finished_at", "name", "result", "started_at"}
+
+
+@listens_for(Session, "before_flush")
+def _announce(session: Session, *_flush: object) -> None:
+    """Emit an event for each change of an operation or a step of one that is about to be written.
+
+    So whoever changes them need not think of events. A bulk UPDATE would go past this; there is none.
+    """
+    changed = [*session.new, *session.dirty]
+    operations = sorted(
+        (o for o in changed if isinstance(o, Operation)), key=lambda o: o.created_at
+    )
+    told: list[tuple[EventType, Operation | None, OperationEvent | None]]
+    told = [(kind, operation, None) for operation in operations for kind in _news(operation)]
+    for step in changed:
+        if isinstance(step, OperationEvent) and _has_news(step):
+            told.append((EventType.STEP, session.get(Operation, step.operation_id), step))
+    order = list(EventType)
+    for kind, operation, step in sorted(told, key=lambda each: order.index(each[0])):
+        if operation is not None:
+            emit(session, _event(kind, operation, step))
+
+
+def _news(operation: Operation) -> Iterator[EventType]:
+    history = inspect(operation).attrs.state.history
+    if not history.added:
+        return
+    before, after = next(iter(history.deleted or ()), None), OperationState(operation.state)
+    if not inspect(operation).persistent:
+        yield EventType.ACCEPTED
+    if after is OperationState.RUNNING:
+        waited = before == OperationState.WAITING_OPERATOR
+        yield EventType.RESUMED if waited else EventType.STARTED
+    elif after is OperationState.WAITING_OPERATOR:
+        yield EventType.WAITING
+    elif after is not OperationState.ACCEPTED:
+        yield EventType.ENDED
+
+
+def _has_news(step: OperationEvent) -> bool:
+    row = inspect(step)
+    return not row.persistent or row.attrs.finished_at.history.has_changes()
+
+
+def _event(kind: EventType, operation: Operation, step: OperationEvent | None) -> Event:
+    data = operation.model_dump(mode="json", include=_TOLD)
+    if step is not None:
+        data["step"] = step.model_dump(mode="json", include=_TOLD_OF_STEP)
+    return Event(
+        type=kind,
+        operation_id=operation.id,
+        server_id=operation.server_id,
+        project_id=operation.project_id,
+        host=step.host if step is not None else operation.host,
+        data=data,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlmodel import SQLModel
 
 from db import (
+    events,
     flavors,
     groups,
     hosts,
@@ -19,6 +20,7 @@ from db import (
 )
 
 MODULES = (
+    events,
     flavors,
     groups,
     hosts,

@@ -14,6 +14,7 @@ class Kind(StrEnum):
     FORBIDDEN = "Forbidden"
     NOT_FOUND = "NotFound"
     CONFLICT = "Conflict"
+    GONE = "Gone"
     TOO_LARGE = "TooLarge"
     UNSUPPORTED_MEDIA = "UnsupportedMedia"
     QUOTA = "QuotaExceeded"
@@ -70,6 +71,12 @@ class Conflict(DuranovaError):
     """The thing is in a state that does not allow this now."""
 
     kind = Kind.CONFLICT
+
+
+class Gone(DuranovaError):
+    """What was asked for is no longer kept."""
+
+    kind = Kind.GONE
 
 
 class TooLarge(DuranovaError):

@@ -44,3 +44,8 @@ def bridge_name(network_id: str) -> str:
 def guest_name(server_id: str) -> str:
     """The libvirt domain's name."""
     return f"duranova-{server_id}"
+
+
+def webhook_workflow_id(name: str) -> str:
+    """The workflow id of what serves a webhook; the id keeps a second one from serving it too."""
+    return f"webhook:{name}"

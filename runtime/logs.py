@@ -49,6 +49,8 @@ def configure_logs(settings: Settings, log: Path | None) -> None:
     logging.captureWarnings(True)
     for chatty in ("httpx", "httpcore", "uvicorn.access"):  # they quote headers and queries
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # A worker that stops lets go of the workflows that wait: each would be reported as an error.
+    logging.getLogger("opentelemetry.context").setLevel(logging.CRITICAL)
     workflow.logger.workflow_info_on_message = False
     activity.logger.activity_info_on_message = False
 

@@ -44,6 +44,12 @@ ACTIVITY_SECONDS = Histogram(
     buckets=_LONG,
 )
 
+WEBHOOK_DELIVERIES = Counter(
+    "duranova_webhook_deliveries_total",
+    "Attempts to hand an event to a webhook: accepted, refused (an answer but no 2xx) or unreachable",
+    ["webhook", "outcome"],
+)
+
 STEP_SECONDS = Histogram(
     "duranova_host_step_seconds",
     "Time of one stage of a driver call on a host",

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, Secret, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from domain.events import EventType
+
+
+class WebhookTarget(BaseModel):
+    """Somebody who is told of every event, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """What it is called in metrics, logs and workflow ids; another name is another webhook."""
+    url: Secret[HttpUrl]
+    """May hold a token of the receiver's, so it is shown nowhere."""
+    secret: SecretStr
+    """``whsec_`` and the base64 of 24 to 64 random bytes: what signatures are made with."""
+    types: frozenset[EventType] | None = None
+    """None sends all."""
+
+    @field_validator("secret")
+    @classmethod
+    def _is_key(cls, secret: SecretStr) -> SecretStr:
+        try:
+            text = secret.get_secret_value().removeprefix("whsec_")
+            size = len(base64.b64decode(text, validate=True))
+        except binascii.Error:
+            size = 0
+        if not 24 <= size <= 64:
+            raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
+        return secret
 
 
 class Settings(BaseSettings):
     """Every knob of every process; times in seconds, sizes in the unit of the name."""
 
-    model_config = SettingsConfigDict(env_prefix="DURANOVA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="DURANOVA_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     # where things are
     data_dir: Path = Path(".duranova")
@@ -105,6 +137,12 @@ class Settings(BaseSettings):
     quota_image_size: int = 1024**2
     """MiB of all images of a project together."""
 
+    # events
+    webhooks: tuple[WebhookTarget, ...] = ()
+    """A JSON list; the same for APIs and control workers."""
+    event_retention_s: float = 7 * 86400.0
+    """How long events can be replayed; a webhook that is away for longer misses some."""
+
     # telemetry
     otlp_endpoint: str | None = None
     """Where spans go by OTLP over HTTP, e.g. ``http://collector:4318``; none are made without it."""
@@ -114,6 +152,13 @@ class Settings(BaseSettings):
     """HOST:PORT of the Temporal SDK's own metrics."""
     log_level: str = "INFO"
     log_json: bool = True
+
+    @field_validator("webhooks")
+    @classmethod
+    def _one_of_a_name(cls, webhooks: tuple[WebhookTarget, ...]) -> tuple[WebhookTarget, ...]:
+        if len({w.name for w in webhooks}) < len(webhooks):
+            raise ValueError("two webhooks have the same name")
+        return webhooks
 
     @property
     def quota_defaults(self) -> dict[str, int]:

@@ -36,13 +36,17 @@ from workflows.contract import (
     HostRef,
     Located,
     Placed,
+    Prune,
+    Pruned,
     ReadConsole,
     ReleaseClaim,
     RetryBuild,
     SealedText,
     SpawnGuest,
     Swept,
+    Turn,
     Verdict,
+    WebhookRef,
 )
 
 HOSTS = ("host-1", "host-2", "host-3")
@@ -77,6 +81,8 @@ class World:
     guests: dict[tuple[str, str], tuple[int, PowerState]] = field(default_factory=dict)
     """(host, server) → (epoch, power state)"""
     tombstones: dict[tuple[str, str], int] = field(default_factory=dict)
+    untold: int = 0
+    """Events that webhooks have not got."""
     failures: list[Failure] = field(default_factory=list)
     """Written down because nobody was asked."""
     holds: dict[str, Hold] = field(default_factory=dict)
@@ -201,6 +207,15 @@ class WorldControl(ControlActivities):
     @activity.defn
     async def sweep_operations(self, _cmd: HostRef) -> Swept:
         return Swept()
+
+    @activity.defn
+    async def deliver_events(self, cmd: WebhookRef) -> Turn:
+        self.world.untold -= 1
+        return Turn(configured=self.world.untold >= 0, delivered=1)
+
+    @activity.defn
+    async def prune_events(self, cmd: Prune) -> Pruned:
+        return Pruned(0)
 
 
 class WorldHost(HostActivities):

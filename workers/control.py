@@ -24,6 +24,7 @@ from activities.control.placement import Placement
 from activities.control.records import Records
 from activities.control.retries import Retries
 from activities.control.sweep import Sweep
+from activities.control.webhooks import Webhooks
 from domain.ids import CONTROL_QUEUE
 from runtime.settings import Settings
 from runtime.temporal import ensure_desk
@@ -49,6 +50,7 @@ def control_activities(client: Client, engine: Engine, settings: Settings) -> Co
         Sweep(client, engine, records),
         Holds(engine),
         Retries(client, engine),
+        Webhooks(engine, settings),
     )
 
 

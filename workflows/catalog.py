@@ -7,12 +7,15 @@ from workflows.delete import DeleteServer
 from workflows.desk import OperatorDesk
 from workflows.power import PowerServer
 from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
+from workflows.webhooks import DeliverEvents, PruneEvents
 
 WORKFLOWS = [
     CreateServer,
     DeleteServer,
+    DeliverEvents,
     OperatorDesk,
     PowerServer,
+    PruneEvents,
     PurgeStaleGuest,
     SweepOperations,
     SyncHostNics,

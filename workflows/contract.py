@@ -252,6 +252,35 @@ class Swept:
     closed: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookRef:
+    """One configured webhook; where it is and its secret stay in the settings."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn of a delivery did. ``configured`` is False when the settings have no such webhook."""
+
+    configured: bool
+    delivered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Delete events that are older than they are kept; at most so many at once."""
+
+    at_most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many events a pruning deleted."""
+
+    count: int
+
+
 class ControlActivities:
     """Effects on the record; run beside the database as local activities."""
 
@@ -313,6 +342,16 @@ class ControlActivities:
     @activity.defn
     async def sweep_operations(self, _cmd: HostRef) -> Swept:
         """Start accepted operations that have no workflow; close rows whose workflow has ended."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def deliver_events(self, cmd: WebhookRef) -> Turn:
+        """Hand a webhook its events in order, for some minutes; Unavailable when it takes none."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def prune_events(self, cmd: Prune) -> Pruned:
+        """Delete the oldest events, if they are old enough."""
         raise NotImplementedError
 
 

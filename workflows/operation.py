@@ -47,18 +47,18 @@ async def do(
             summary=name,
         )
         return local
-    assert host is not None, f"{name} needs a host"  # noqa: S101  # a programming error
+    assert policy.on_host is (host is not None), f"{name} and its host"  # noqa: S101  # a programming error
     remote: Result = await workflow.execute_activity_method(
         activity,
         cmd,
-        task_queue=host_queue(host),
-        schedule_to_start_timeout=HOST_ANSWERS_WITHIN,
+        task_queue=host_queue(host) if host else None,
+        schedule_to_start_timeout=HOST_ANSWERS_WITHIN if host else None,
         start_to_close_timeout=policy.start_to_close,
         heartbeat_timeout=policy.heartbeat,
         retry_policy=policy.retry,
         # The default stops waiting at once; an undo would then race a do that is still running.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        summary=f"{name} on {host}",
+        summary=f"{name} on {host}" if host else name,
     )
     return remote
 

@@ -23,6 +23,8 @@ class Policy:
     retry: RetryPolicy
     local: bool = True
     """Control activities run as local activities (one dispatch less); host ones never do."""
+    on_host: bool = True
+    """One that is not local goes to its host's queue, or is a long one of the control worker."""
     heartbeat: timedelta | None = None
 
 
@@ -37,6 +39,10 @@ _GUEST = RetryPolicy(
 _UNDO = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
 )  # without limit: what was built is taken down, however long it takes
+
+_RECEIVER = RetryPolicy(
+    initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
+)  # without limit: a webhook that is down is waited for
 
 _HEARTBEAT = timedelta(seconds=10)
 
@@ -54,6 +60,11 @@ POLICIES: dict[str, Policy] = {
     "renew_claim": Policy(timedelta(seconds=30), _RECORD),
     "retry_build": Policy(timedelta(seconds=30), RetryPolicy(maximum_attempts=3)),
     "sweep_operations": Policy(timedelta(minutes=2), RetryPolicy(maximum_attempts=1)),
+    "prune_events": Policy(timedelta(minutes=2), RetryPolicy(maximum_attempts=1)),
+    # control, but long: it follows the outbox for minutes
+    "deliver_events": Policy(
+        timedelta(minutes=10), _RECEIVER, local=False, on_host=False, heartbeat=_HEARTBEAT
+    ),
     # hosts: a hypervisor
     "apply_nics": Policy(timedelta(minutes=2), _GUEST, local=False, heartbeat=_HEARTBEAT),
     "change_power": Policy(timedelta(minutes=10), _GUEST, local=False, heartbeat=_HEARTBEAT),

@@ -12,6 +12,7 @@ from activities.control.placement import Placement
 from activities.control.records import Records
 from activities.control.retries import Retries
 from activities.control.sweep import Sweep
+from activities.control.webhooks import Webhooks
 from workflows.contract import (
     Accepted,
     ApplyNics,
@@ -26,10 +27,14 @@ from workflows.contract import (
     HostRef,
     Located,
     Placed,
+    Prune,
+    Pruned,
     ReleaseClaim,
     RetryBuild,
     Swept,
+    Turn,
     Verdict,
+    WebhookRef,
 )
 
 
@@ -43,12 +48,14 @@ class Control(ControlActivities):
         sweep: Sweep,
         holds: Holds,
         retries: Retries,
+        webhooks: Webhooks,
     ) -> None:
         self._records = records
         self._placement = placement
         self._sweep = sweep
         self._holds = holds
         self._retries = retries
+        self._webhooks = webhooks
 
     @activity.defn
     async def claim_host(self, cmd: ClaimHost) -> Placed:
@@ -101,3 +108,11 @@ class Control(ControlActivities):
     @activity.defn
     async def sweep_operations(self, _cmd: HostRef) -> Swept:
         return await self._sweep.run()
+
+    @activity.defn
+    async def deliver_events(self, cmd: WebhookRef) -> Turn:
+        return await self._webhooks.deliver(cmd.name)
+
+    @activity.defn
+    async def prune_events(self, cmd: Prune) -> Pruned:
+        return Pruned(await asyncio.to_thread(self._webhooks.prune, cmd.at_most))

@@ -101,7 +101,7 @@ def test_a_release_gives_everything_back(lab: Lab) -> None:
     lab.placement.release(ReleaseClaim(ref, 1, error="no disk"))
     assert lab.claims() == []
     server = lab.server(ref)
-    assert (server.host, server.task_state, server.epoch) == (None, "scheduling", 1)
+    assert (server.host, server.task_state, server.epoch) == (None, "scheduling", 2)
     assert lab.events(ref)[-1] == ("compute__do_build_and_run_instance", "one", "Error")
     lab.placement.release(ReleaseClaim(ref, 1))
 
@@ -141,7 +141,7 @@ def test_each_attempt_has_a_larger_epoch_and_its_own_decision(lab: Lab) -> None:
     lab.placement.release(ReleaseClaim(ref, 1, error="boom"))
     second = lab.claim(ref, 2, (first.host,))
     assert second.host != first.host
-    assert second.fence.epoch == first.fence.epoch + 1
+    assert second.fence.epoch > first.fence.epoch
     assert [d.attempt for d in lab.decisions(ref)] == [1, 2]
     assert lab.decisions(ref)[1].refusals == {
         first.host: "RetryFilter: the build failed there before"

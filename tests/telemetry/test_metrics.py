@@ -13,12 +13,15 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
+from api.context import Cloud
+from db.events import Event, emit, set_mark, webhook_mark
 from db.operations import Operation
 from db.servers import Server
 from db.session import now, transaction
 from domain.errors import GuestRefused, Unavailable
 from domain.states import OperationState, VmState
 from runtime.metrics import listening
+from runtime.settings import Settings
 from tests.stack import Stack
 
 Labels = dict[str, str]
@@ -155,3 +158,27 @@ def test_an_address_that_cannot_be_had_is_said_in_one_sentence(address: str) -> 
 def test_no_address_serves_nothing(tmp_path: Path) -> None:
     with listening(None), listening(""):
         pass
+
+
+def test_how_far_each_webhook_is_behind_is_read_from_the_record(
+    client: TestClient, cloud: Cloud, engine: Engine
+) -> None:
+    secret = "whsec_" + "QUFB" * 12
+    hooks = [{"name": n, "url": "http://x/", "secret": secret} for n in ("slow", "well", "new")]
+    settings = Settings(**(cloud.settings.model_dump() | {"webhooks": hooks}))
+    object.__setattr__(cloud, "settings", settings)  # frozen
+    text = client.get("/metrics").text
+    assert [v for _, v in samples(text, "duranova_webhook_lag_events")] == [0, 0, 0]
+    with transaction(engine) as session:
+        set_mark(session, webhook_mark("slow"), 1)
+        set_mark(session, webhook_mark("well"), 3)
+        for age_s in (300, 200, 100):
+            told = now() - timedelta(seconds=age_s)
+            ids = {"operation_id": "o", "server_id": "s", "project_id": "p"}
+            emit(session, Event(type="t", time=told, **ids))
+    text = client.get("/metrics").text
+    assert value(text, "duranova_webhook_lag_events", webhook="slow") == 2
+    assert 200 <= value(text, "duranova_webhook_lag_seconds", webhook="slow") < 290
+    for webhook in ("well", "new"):
+        assert value(text, "duranova_webhook_lag_events", webhook=webhook) == 0
+        assert value(text, "duranova_webhook_lag_seconds", webhook=webhook) == 0

@@ -62,11 +62,13 @@ def test_policies_and_declared_activities_are_the_same_names() -> None:
     assert sorted(POLICIES) == sorted(n for contract in CONTRACTS for n in declared(contract))
 
 
-def test_control_activities_are_local_and_host_ones_are_not() -> None:
+def test_control_activities_are_local_or_long_and_host_ones_are_on_their_host() -> None:
     for name in declared(ControlActivities):
-        assert POLICIES[name].local, name
+        policy = POLICIES[name]
+        assert policy.local or (policy.heartbeat and not policy.on_host), name
     for name in declared(HostActivities):
         assert not POLICIES[name].local, name
+        assert POLICIES[name].on_host, name
         assert POLICIES[name].heartbeat, f"{name}: a cancel is delivered with a heartbeat"
 
 

@@ -27,7 +27,8 @@ def _commands(node: ast.AST) -> Iterator[str]:
         name = call.func.id if isinstance(call.func, ast.Name) else name
         subject = call.args[0] if call.args else None
         if name in _OURS and isinstance(subject, ast.Attribute) and subject.attr in POLICIES:
-            where = "control" if POLICIES[subject.attr].local else "host"
+            policy = POLICIES[subject.attr]
+            where = "host" if policy.on_host and not policy.local else "control"
             yield f"{call.lineno:05}:{call.col_offset:03} {name} {where} {subject.attr}"
         elif name in _TEMPORAL or name in _OURS:
             yield f"{call.lineno:05}:{call.col_offset:03} {name}"

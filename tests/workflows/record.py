@@ -25,8 +25,9 @@ from tests.tree import PYPROJECT
 from tests.workflows.fingerprints import write_fingerprints
 from tests.workflows.stage import HeldRun, Run, Stage, staged
 from tests.world import HOSTS, Script
-from workflows.contract import HostRef, PurgeGuest, RetryBuild
+from workflows.contract import HostRef, PurgeGuest, RetryBuild, WebhookRef
 from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
+from workflows.webhooks import DeliverEvents, PruneEvents
 
 HISTORIES = Path(__file__).parent / "histories"
 Handle = WorkflowHandle[Any, Any]
@@ -79,10 +80,13 @@ async def _first_run(run: Run) -> Handle:
 
 async def _reconcilers(stage: Stage) -> AsyncIterator[tuple[str, Handle]]:
     purge = PurgeGuest(HOSTS[0], "gone", Fence(1, "purge"))
+    stage.world.untold = 2
     for name, workflow, arguments in (
         ("sweep_operations", SweepOperations, []),
         ("sync_host_nics", SyncHostNics, [HostRef(HOSTS[0])]),
         ("purge_stale_guest", PurgeStaleGuest, [purge]),
+        ("deliver_events", DeliverEvents, [WebhookRef("gone-soon")]),
+        ("prune_events", PruneEvents, []),
     ):
         stage.director.scripts[name] = Script()
         handle = await stage.client.start_workflow(

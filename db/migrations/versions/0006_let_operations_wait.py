@@ -1,6 +1,6 @@
 """Let operations wait for an operator, and builds be retried.
 
-Revision 0006, based on 0002.
+Revision 0006, based on 0004.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0002"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
