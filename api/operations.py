@@ -26,6 +26,8 @@ router = APIRouter()
 MAX_WAIT_S = 60.0
 """The longest a client may wait in one request; it asks again for more."""
 _LOOK_EVERY_S = 0.25
+_MOVING = (OperationState.ACCEPTED, OperationState.RUNNING)
+"""States in which there is something to wait for: a held operation waits for somebody, too."""
 Reader = Annotated[Caller, allow("operations:read")]
 
 
@@ -103,9 +105,11 @@ class Placements(BaseModel):
 
 
 @router.get("/v1")
-def version() -> dict[str, Any]:
+def version(cloud: TheCloud) -> dict[str, Any]:
     """The version document."""
-    return {"version": {"id": "v1", "status": "CURRENT", "links": []}}
+    url = f"{cloud.settings.public_url.rstrip('/')}/operations/v1"
+    links = [{"rel": "self", "href": url}]
+    return {"version": {"id": "v1", "status": "CURRENT", "links": links}}
 
 
 class ListOperations(BaseModel):
@@ -181,7 +185,7 @@ async def wait_for_operation(
     request: Request,
     timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 30.0,  # noqa: ASYNC109  # the API's word
 ) -> ShownOperation:
-    """The operation once it has ended, or as it is after ``timeout`` seconds."""
+    """The operation once it has ended or is held, or as it is after ``timeout`` seconds."""
 
     def look() -> ShownOperation:
         with reading(cloud.engine) as session:
@@ -189,7 +193,7 @@ async def wait_for_operation(
 
     deadline = asyncio.get_running_loop().time() + timeout
     shown = await run_in_threadpool(look)
-    while shown.state in LIVE_OPERATION_STATES and not await request.is_disconnected():
+    while shown.state in _MOVING and not await request.is_disconnected():
         if asyncio.get_running_loop().time() >= deadline:
             break
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -38,6 +38,7 @@ SERVICES = (
     Service("identity", "keystone", "/identity", "Identity service"),
     Service("image", "glance", "/image", "Image service"),
     Service("network", "neutron", "/network", "Network service"),
+    Service("operations", "duranova", "/operations/v1", "Operations service"),
 )
 
 

@@ -7,18 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import Session
 
 from api.policy import Caller
-from db.flavors import Flavor
-from db.hosts import Host
-from db.identity import Project
-from db.images import Image
-from db.network import Network, Subnet
 from db.operations import Operation
 from db.servers import Server
-from db.session import now, transaction
+from db.session import now
 from domain.lifecycle import LIFECYCLES
 from domain.states import VmState
 from tests.compat.conftest import Command
@@ -64,36 +58,6 @@ def launcher() -> RecordingLauncher:
     instant = InstantLauncher()
     instant.console = b"booting\nlogin: "
     return instant
-
-
-@pytest.fixture
-def demo(as_user: Callable[[str], Command], engine: Engine) -> Command:
-    """The command as ``demo``, in a cloud with a flavor, an image, a network and a host."""
-    with transaction(engine) as session:
-        project = session.exec(select(Project).where(Project.name == "demo")).one().id
-        net = Network(project_id=project, name="blue", segment=1001)
-        session.add_all(
-            [
-                Flavor(flavor_id="1", name="m1.tiny", vcpus=1, ram_mb=64, disk_gb=1),
-                Image(
-                    name="cirros", project_id=project, status="active", visibility="private",
-                    disk_format="qcow2", container_format="bare", size=1, sha512="ab" * 64,
-                ),
-                Host(
-                    name="node-1", uuid="u", service_id="s", hypervisor_hostname="node-1",
-                    reported_at=now(),
-                ),
-                net,
-            ]
-        )  # fmt: skip
-        session.flush()
-        session.add(
-            Subnet(
-                network_id=net.id, project_id=project, cidr="10.0.1.0/24", gateway_ip="10.0.1.1",
-                allocation_pools=[{"start": "10.0.1.10", "end": "10.0.1.99"}],
-            )
-        )  # fmt: skip
-    return as_user("demo")
 
 
 @pytest.mark.timeout(600)

@@ -76,9 +76,10 @@ def test_the_catalog_names_every_service_in_three_interfaces(keystone: Keystone)
         ("identity", "keystone"): {"http://testserver/identity"},
         ("image", "glance"): {"http://testserver/image"},
         ("network", "neutron"): {"http://testserver/network"},
+        ("operations", "duranova"): {"http://testserver/operations/v1"},
     }
     ids = [e["id"] for s in catalog for e in s["endpoints"]] + [s["id"] for s in catalog]
-    assert len(set(ids)) == 16
+    assert len(set(ids)) == 20
     assert {e["region_id"] for s in catalog for e in s["endpoints"]} == {"RegionOne"}
     assert keystone.login("alt").json()["token"]["catalog"] == catalog
 
