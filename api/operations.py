@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from activities.control.retries import may_retry
 from api.context import Db, TheCloud, allow
 from api.policy import Caller, authorize
-from db.operations import Decision, Operation, OperationEvent
+from db.operations import SCHEDULE_EVENT, Decision, Operation, OperationEvent
 from db.paging import keyset
 from db.servers import Server
 from db.session import reading
@@ -239,9 +239,15 @@ def shown_operation(session: Session, who: Caller, operation: Operation) -> Show
     query = select(OperationEvent).where(OperationEvent.operation_id == operation.id)
     steps = [Step.model_validate(e) for e in session.exec(query.order_by(col(OperationEvent.id)))]
     if not who.is_admin:
-        steps = [step.model_copy(update={"host": None}) for step in steps]
+        steps = [step.model_copy(update=_step_for_tenants(step)) for step in steps]
     view = _view(who, operation)
     return ShownOperation(**view.model_dump(), steps=steps, verbs=_verbs(session, operation))
+
+
+def _step_for_tenants(step: Step) -> dict[str, Any]:
+    # The summary of a decision names hosts.
+    decision = step.name == SCHEDULE_EVENT and step.result == "Success"
+    return {"host": None, "details": None if decision else step.details}
 
 
 def _view(who: Caller, operation: Operation) -> OperationView:

@@ -97,6 +97,8 @@ class Decision(SQLModel, table=True):
     created_at: datetime = stamped()
 
 
+SCHEDULE_EVENT = "schedule_instances"
+"""The event of a placement decision."""
 _EVENTS = {
     "create": "compute__do_build_and_run_instance",
     "delete": "compute_terminate_instance",

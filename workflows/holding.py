@@ -7,13 +7,11 @@ from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
-from domain.ids import STATE_ATTRIBUTE
 from domain.states import OperationState
 from workflows.contract import ControlActivities, Failure, GoOn, Hold, Order
-from workflows.operation import Operation, do
+from workflows.operation import Operation, do, show_state
 
 RETRY, RESUME, SKIP, ABORT, REPLACE = "retry", "resume", "skip", "abort", "replace"
 MEANINGS = {
@@ -23,7 +21,6 @@ MEANINGS = {
     REPLACE: "undo this host's part and take the next host",
     ABORT: "undo everything; the server ends in ERROR",
 }
-_STATE = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
 _DEADLINE = Order(by="deadline", reason="nobody decided in time")
 
 
@@ -53,7 +50,7 @@ class Holding(Operation):
         deadline = workflow.now() + until
         hold = Hold(failure, number, verbs, deadline.timestamp())
         await do(ControlActivities.hold_operation, hold)
-        workflow.upsert_search_attributes([_STATE.value_set(OperationState.WAITING_OPERATOR)])
+        show_state(OperationState.WAITING_OPERATOR)
         workflow.set_current_details(_details(failure, verbs, deadline.isoformat()))
         self._said, self._offered = None, verbs
         try:
@@ -77,7 +74,7 @@ class Holding(Operation):
 
     def _show_running(self) -> None:
         self._offered = ()
-        workflow.upsert_search_attributes([_STATE.value_set(OperationState.RUNNING)])
+        show_state(OperationState.RUNNING)
         workflow.set_current_details("")
 
     # --- verbs ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from temporalio import workflow
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -20,7 +21,7 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 from domain.guest import StageTaken
-from domain.ids import host_queue
+from domain.ids import STATE_ATTRIBUTE, host_queue
 from workflows.contract import Begin, ControlActivities, Failure, Finish, Ref
 from workflows.policies import HOST_ANSWERS_WITHIN, POLICIES
 
@@ -29,6 +30,9 @@ Result = TypeVar("Result")
 
 SUCCEEDED, FAILED, CANCELLED, DELETED = "succeeded", "failed", "cancelled", "deleted"
 """Outcomes of an operation workflow; ``deleted`` means that delete took over."""
+
+
+_STATE = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
 
 
 async def do(
@@ -118,6 +122,11 @@ async def undisturbed(work: Coroutine[Any, Any, Result]) -> Result:
             return await asyncio.shield(task)
 
 
+def show_state(state: str) -> None:
+    """Let operators find this run by the search attribute ``OperationState``."""
+    workflow.upsert_search_attributes([_STATE.value_set(state)])
+
+
 class Saga:
     """Undo in reverse order when the block fails or is cancelled. Register the undo before the do."""
 
@@ -194,6 +203,8 @@ class Operation:
             work.cancel()
             outcome = await self._outcome(ref, work)
         gone.cancel()
+        if outcome != SUCCEEDED:  # its workflow completes all the same; operators look for these
+            show_state(outcome)
         # Whoever sent an Update is told before the workflow is gone.
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._delete is not None:

@@ -12,7 +12,14 @@ from sqlmodel import Session, col, select
 from activities.control.snapshot import Snapshots, build_request
 from db.hosts import Claim, get_claim, lock_placement, want_nics
 from db.network import bind_server_ports, hosts_to_refresh, nic_specs, unbind_server_ports
-from db.operations import Decision, Operation, OperationEvent, close_events, open_event
+from db.operations import (
+    SCHEDULE_EVENT,
+    Decision,
+    Operation,
+    OperationEvent,
+    close_events,
+    open_event,
+)
 from db.servers import Server
 from db.session import now, transaction
 from domain.errors import Conflict, NotFound, NoValidHost
@@ -28,7 +35,6 @@ from workflows.contract import Attempt, ClaimHost, Placed, Ref, ReleaseClaim
 _FAULT_CHARS = 255
 _KEPT = 100
 """Hosts that a stored decision names; all are counted."""
-_SCHEDULE_EVENT = "schedule_instances"
 _CLAIMED, _REFUSED, _RELEASED = "claimed", "no_valid_host", "released"
 """Steps of an operation in which placement left it."""
 
@@ -217,7 +223,7 @@ def _rows_of(
             Decision.operation_id == operation.id, Decision.attempt == attempt
         )
         events = select(OperationEvent).where(
-            OperationEvent.operation_id == operation.id, OperationEvent.name == _SCHEDULE_EVENT
+            OperationEvent.operation_id == operation.id, OperationEvent.name == SCHEDULE_EVENT
         )
         decision = session.exec(decisions).first()
         event = session.exec(events.order_by(col(OperationEvent.id).desc())).first()
@@ -225,7 +231,7 @@ def _rows_of(
             return decision, event
     return (
         Decision(operation_id=operation.id, server_id=operation.server_id, attempt=attempt),
-        OperationEvent(operation_id=operation.id, name=_SCHEDULE_EVENT),
+        OperationEvent(operation_id=operation.id, name=SCHEDULE_EVENT),
     )
 
 
