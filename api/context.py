@@ -6,15 +6,18 @@ def show_server(server_id: str, who: Annotated[Caller, allow("servers:show")], d
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from anyio import Semaphore
+from anyio.lowlevel import RunVar
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.idempotency import exchange_of
 from api.launch import Launcher
 from api.policy import Caller, authorize
 from api.tail import Tail
@@ -24,6 +27,12 @@ from domain.errors import Unauthorized
 from runtime.logs import note
 from runtime.sealing import Sealer
 from runtime.settings import Settings
+
+WRITERS = 32
+"""Requests of a process that may write at once. Each may keep a thread waiting for another's lock, and
+whoever holds that lock needs a thread to go on: of the 40 there are, some must stay free."""
+_writers: RunVar[Semaphore] = RunVar("writers")
+_AFTERWARDS = "afterwards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +59,47 @@ def get_cloud(request: Request) -> Cloud:
 async def get_session(request: Request) -> AsyncIterator[Session]:
     """A session for one request: committed when the handler returns, rolled back when it raises.
 
-    Reads (GET, HEAD) never take the write lock. The commit happens before the response leaves.
+    Reads (GET, HEAD) never take the write lock. The commit happens before the response leaves, and then
+    what ``after_commit`` was given.
     """
     cloud = get_cloud(request)
     if request.method in ("GET", "HEAD"):
         with read_session(cloud.engine) as session:
             yield session
         return
-    with write_session(cloud.engine) as session:
-        yield session
-        if session.in_transaction():
-            await run_in_threadpool(session.commit)
+    exchange = exchange_of(request)
+    if exchange is not None:
+        await run_in_threadpool(exchange.look)
+    async with _turn():
+        with write_session(cloud.engine) as session:
+            if exchange is not None:
+                exchange.watch(session)
+            yield session
+            if session.in_transaction():
+                await run_in_threadpool(session.commit)
+    for call in session.info.get(_AFTERWARDS, ()):
+        await run_in_threadpool(call)
+
+
+def _turn() -> Semaphore:
+    """One for each event loop."""
+    try:
+        return _writers.get()
+    except LookupError:
+        _writers.set(Semaphore(WRITERS))
+        return _writers.get()
+
+
+def release(session: Session) -> None:
+    """Let the database go before something that takes its time; nothing may have been written yet. What was
+    read can still be read, and is no longer the session's."""
+    session.expunge_all()
+    session.rollback()
+
+
+def after_commit(session: Session, call: Callable[[], Any]) -> None:
+    """Do this once the request's session is committed: tell hosts, for example, what they can now read."""
+    session.info.setdefault(_AFTERWARDS, []).append(call)
 
 
 def get_caller(request: Request) -> Caller:
@@ -72,6 +111,9 @@ def get_caller(request: Request) -> Caller:
     with reading(cloud.engine) as session:
         caller = cloud.tokens.validate(session, token)
     note(user_id=caller.user_id, project_id=caller.project_id)
+    exchange = exchange_of(request)
+    if exchange is not None:
+        exchange.came_from(caller)
     return caller
 
 

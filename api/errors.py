@@ -24,6 +24,7 @@ STATUS: dict[Kind, int] = {
     Kind.GONE: 410,
     Kind.TOO_LARGE: 413,
     Kind.UNSUPPORTED_MEDIA: 415,
+    Kind.UNPROCESSABLE: 422,
     Kind.NOT_IMPLEMENTED: 501,
     Kind.UNAVAILABLE: 503,
     Kind.NO_VALID_HOST: 500,
@@ -39,6 +40,7 @@ _NOVA_NAMES = {
     409: "conflictingRequest",
     413: "overLimit",
     415: "badMediaType",
+    422: "unprocessableEntity",
     501: "notImplemented",
     503: "serviceUnavailable",
 }
@@ -52,6 +54,7 @@ _TITLES = {
     410: "Gone",
     413: "Request Entity Too Large",
     415: "Unsupported Media Type",
+    422: "Unprocessable Entity",
     501: "Not Implemented",
     503: "Service Unavailable",
 }
@@ -63,6 +66,8 @@ _NEUTRON_TYPES = {
     403: "PolicyNotAuthorized",
     404: "HTTPNotFound",
     409: "Conflict",
+    413: "HTTPRequestEntityTooLarge",
+    422: "HTTPUnprocessableEntity",
     501: "HTTPNotImplemented",
     503: "ServiceUnavailable",
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlmodel import Session
@@ -43,6 +43,7 @@ from workflows.contract import HostActivities, HostRef, Order, PurgeGuest, ReadC
 
 _log = structlog.get_logger(__name__)
 _CONSOLE_S = 10.0
+T = TypeVar("T")
 
 
 class Launcher(ABC):
@@ -81,10 +82,17 @@ class Launcher(ABC):
         """
 
     @abstractmethod
-    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+    def retry(
+        self,
+        session: Session,
+        who: Caller,
+        failed: Operation,
+        request_id: str,
+        answer: Callable[[Operation], T],
+    ) -> T:
         """Record and start a new operation that builds again what this failed create left in ERROR.
 
-        Commits the session. Conflict, saying why, when it cannot be retried.
+        Commits the session, after ``answer`` has made of the new operation what is returned. Conflict, saying why, when it cannot be retried.
         """
 
     @abstractmethod
@@ -173,11 +181,20 @@ class TemporalLauncher(Launcher):
         self._start(operation)
         return operation
 
-    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+    def retry(
+        self,
+        session: Session,
+        who: Caller,
+        failed: Operation,
+        request_id: str,
+        answer: Callable[[Operation], T],
+    ) -> T:
         operation = accept_retry(session, failed, who.user_id, request_id)
+        session.flush()
+        answered = answer(operation)
         session.commit()
         self._start(operation)
-        return operation
+        return answered
 
     def order(self, operation: Operation, verb: str, order: Order, order_id: str) -> None:
         try:

@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticOmit
@@ -20,6 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.idempotency import KeyedRoute
 
 
 class Version(NamedTuple):
@@ -145,8 +146,12 @@ def versions(since: str, until: str = str(MAX)) -> Callable[[Any], Any]:
     return mark
 
 
-class Route(APIRoute):
+class Route(KeyedRoute):
     """A route that is invisible outside its handler's range."""
+
+    def dialect(self) -> str:
+        """The same body may mean, and be answered, something else in another version."""
+        return str(current())
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)

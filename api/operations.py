@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from activities.control.retries import may_retry
 from api.context import Db, TheCloud, allow
+from api.idempotency import KeyedRoute
 from api.policy import Caller, authorize
 from db.operations import SCHEDULE_EVENT, Decision, Operation, OperationEvent
 from db.paging import keyset
@@ -22,7 +23,7 @@ from db.session import reading
 from domain.errors import BadRequest, NotFound
 from domain.states import LIVE_OPERATION_STATES, OperationState
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 MAX_WAIT_S = 60.0
 """The longest a client may wait in one request; it asks again for more."""
 _LOOK_EVERY_S = 0.25

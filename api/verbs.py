@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
-from api.context import Db, TheCloud, allow
+from api.context import Db, TheCloud, allow, release
+from api.idempotency import KeyedRoute, keep_early
 from api.operations import ShownOperation, get_operation, shown_operation
 from api.policy import Caller
 from db.operations import Operation
@@ -17,7 +18,7 @@ from domain.errors import Conflict
 from domain.states import LIVE_OPERATION_STATES, OperationState
 from workflows.contract import Order
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 class Said(BaseModel):
@@ -36,7 +37,7 @@ class Verb(StrEnum):
     ABORT = "abort"
 
 
-@router.post("/v1/operations/{operation_id}/retry", status_code=202)
+@router.post("/v1/operations/{operation_id}/retry", status_code=202, response_model=ShownOperation)
 def retry_operation(
     operation_id: str,
     request: Request,
@@ -44,14 +45,18 @@ def retry_operation(
     db: Db,
     cloud: TheCloud,
     body: Said | None = None,
-) -> ShownOperation:
+) -> ShownOperation | Response:
     """A build that waits: undo this host's part and do it again there. A build that has failed: build its
     server again, by a new operation, which is the answer."""
     operation = get_operation(db, who, operation_id)
     if operation.state == OperationState.WAITING_OPERATOR:
         return _order(db, cloud, who, operation, "retry", _asked(request, body))
-    new = cloud.launcher.retry(db, who, operation, request.scope["request_id"])
-    return shown_operation(db, who, new)
+
+    def answer(new: Operation) -> Response:
+        view = shown_operation(db, who, new).model_dump_json()
+        return keep_early(db, Response(view, 202, media_type="application/json"))
+
+    return cloud.launcher.retry(db, who, operation, request.scope["request_id"], answer)
 
 
 @router.post("/v1/operations/{operation_id}/cancel", status_code=202)
@@ -68,9 +73,9 @@ def cancel_operation(
         raise Conflict(f"Operation {operation_id} has ended: it {operation.state}")
     if operation.lifecycle == "delete":
         raise Conflict("A delete cannot be cancelled: half of one is nobody's wish")
-    db.commit()  # what it waits for writes to the database
+    release(db)  # what it waits for writes to the database
     cloud.launcher.cancel(operation)
-    return shown_operation(db, who, operation)
+    return shown_operation(db, who, get_operation(db, who, operation_id))
 
 
 @router.post("/v1/operations/{operation_id}/{verb}", status_code=202)
@@ -112,7 +117,7 @@ def _order(
             f"'{verb}' does not fit step '{operation.step}' of operation {operation.id}: it waits for "
             f"{', '.join(operation.verbs)}"
         )
-    db.commit()  # what it waits for writes to the database
+    release(db)  # what it waits for writes to the database
     order = Order(by=who.user_name, reason=reason)
     cloud.launcher.order(operation, verb, order, f"{operation.holds}:{key}")
-    return shown_operation(db, who, operation)
+    return shown_operation(db, who, get_operation(db, who, operation.id))

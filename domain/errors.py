@@ -17,6 +17,7 @@ class Kind(StrEnum):
     GONE = "Gone"
     TOO_LARGE = "TooLarge"
     UNSUPPORTED_MEDIA = "UnsupportedMedia"
+    UNPROCESSABLE = "Unprocessable"
     QUOTA = "QuotaExceeded"
     NOT_IMPLEMENTED = "NotImplemented"
     UNAVAILABLE = "Unavailable"
@@ -89,6 +90,12 @@ class UnsupportedMedia(DuranovaError):
     """The body's content type is not one this route takes."""
 
     kind = Kind.UNSUPPORTED_MEDIA
+
+
+class KeyReused(DuranovaError):
+    """An idempotency key came with another request than its first."""
+
+    kind = Kind.UNPROCESSABLE
 
 
 class ServerBusy(Conflict):

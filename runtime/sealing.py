@@ -25,11 +25,16 @@ class Sealer:
         if len(secret_key) < 32:
             raise BadRequest("DURANOVA_SECRET_KEY must have at least 32 characters")
         digest = hashlib.sha256(b"duranova-seal:" + secret_key.encode()).digest()
+        self._print_key = hmac.new(secret_key.encode(), b"duranova-print", hashlib.sha256).digest()
         self._fernet = Fernet(base64.urlsafe_b64encode(digest))
 
     def seal(self, data: bytes) -> str:
         """Ciphertext, safe in a history."""
         return self._fernet.encrypt(data).decode()
+
+    def fingerprint(self, data: bytes) -> str:
+        """Equal for equal data, and without the key no help in guessing them: 64 hexadecimal digits."""
+        return hmac.new(self._print_key, data, hashlib.sha256).hexdigest()
 
     def unseal(self, sealed: str) -> bytes:
         """What ``seal`` was given. BadRequest when it was sealed with another key."""

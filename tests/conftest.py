@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from fastapi.testclient import TestClient
@@ -31,6 +31,7 @@ from tests.postgres import binaries as postgres_binaries
 from tests.postgres import running as running_postgres
 from workflows.contract import Order
 
+T = TypeVar("T")
 SECRET = "test-secret-" + "x" * 40
 
 
@@ -122,11 +123,20 @@ class RecordingLauncher(Launcher):
         session.commit()
         return operation
 
-    def retry(self, session: Session, who: Caller, failed: Operation, request_id: str) -> Operation:
+    def retry(
+        self,
+        session: Session,
+        who: Caller,
+        failed: Operation,
+        request_id: str,
+        answer: Callable[[Operation], T],
+    ) -> T:
         operation = accept_retry(session, failed, who.user_id, request_id)
+        session.flush()
+        answered = answer(operation)
         session.commit()
         self.started.append((operation.lifecycle, operation.server_id, operation.input))
-        return operation
+        return answered
 
     def order(self, operation: Operation, verb: str, order: Order, order_id: str) -> None:
         self.ordered.append((operation.id, verb, order, order_id))

@@ -27,6 +27,8 @@ class Walked:
     endpoint: Callable[..., Any]
     rules: frozenset[str]
     """On its dependencies, at any depth."""
+    needs: tuple[Any, ...] = ()
+    """The functions it depends on, in the order in which they are called."""
 
     @property
     def service(self) -> str:
@@ -49,8 +51,9 @@ def _walk(app: FastAPI, prefix: str) -> Iterator[Walked]:
         route = found.original_route
         if isinstance(route, APIRoute):
             rules = frozenset(_rules(found.dependant))
+            needs = tuple(_needs(found.dependant))
             for method in sorted(found.methods or ()):
-                yield Walked(method, f"{prefix}{found.path}", route.endpoint, rules)
+                yield Walked(method, f"{prefix}{found.path}", route.endpoint, rules, needs)
         elif isinstance(route, Mount) and route.path != "/static":
             yield from _walk(_fastapi(route.app), prefix + route.path)
 
@@ -60,6 +63,12 @@ def _fastapi(app: Any) -> FastAPI:
     while not isinstance(app, FastAPI):
         app = getattr(app, "app", None) or app._app
     return app
+
+
+def _needs(dependant: Dependant) -> Iterator[Any]:
+    for inner in dependant.dependencies:
+        yield from _needs(inner)
+        yield inner.call
 
 
 def _rules(dependant: Dependant) -> Iterator[str]:

@@ -11,8 +11,9 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.control.records import Records, ref_of
+from db.idempotency import prune_keys
 from db.operations import Operation, live_everywhere
-from db.session import now, reading
+from db.session import now, reading, transaction
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
 from runtime.temporal import run_status, start_operation
@@ -38,7 +39,9 @@ class Sweep:
         self._records = records
 
     async def run(self) -> Swept:
-        """Start what was accepted but never started, close what ended without saying so."""
+        """Start what was accepted but never started, close what ended without saying so, forget the
+        requests that are too old to come again."""
+        await asyncio.to_thread(self._prune)
         restarted, closed = [], []
         for found in await asyncio.to_thread(self._live):
             status = await run_status(self._client, found.server_id)
@@ -56,6 +59,10 @@ class Sweep:
             elif await self._start(operation):
                 restarted.append(operation.id)
         return Swept(tuple(restarted), tuple(closed))
+
+    def _prune(self) -> None:
+        with transaction(self._engine) as session:
+            prune_keys(session)
 
     def _live(self) -> list[Operation]:
         with reading(self._engine) as session:

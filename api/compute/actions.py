@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -16,8 +17,9 @@ from starlette.responses import JSONResponse, Response
 
 from api.compute.server_bodies import NamedGroup
 from api.compute.servers import scope_of
-from api.context import Cloud, Db, TheCloud, allow
+from api.context import Cloud, Db, TheCloud, after_commit, allow, release
 from api.fields import Integer, Text
+from api.idempotency import keep_early
 from api.microversion import ALWAYS, Body, Route, Span, current, since, span
 from api.policy import Caller, authorize, permits
 from db.network import hosts_to_refresh, join_group, leave_group
@@ -42,8 +44,9 @@ class Call:
 
     def act(self, lifecycle: str) -> Response:
         """Start this operation; 202."""
+        answer = keep_early(self.session, Response(status_code=202))
         self.cloud.launcher.act(self.session, self.who, self.server, lifecycle, self.request_id)
-        return Response(status_code=202)
+        return answer
 
     def check_unlocked(self) -> None:
         """Conflict when the server is locked for this caller."""
@@ -126,7 +129,7 @@ def _console_output(call: Call, given: ConsoleOutput | None) -> Response:
     server = call.server
     if not server.host:
         raise Conflict(f"Instance {server.id} is not ready")
-    call.session.commit()  # the host may take its time; nobody else is to wait for the database
+    release(call.session)  # the host may take its time; nobody else is to wait for the database
     most = call.cloud.settings.console_log_max_bytes
     text = call.cloud.launcher.read_console(server.host, server.id, most).decode(errors="replace")
     length = given.length if given else None
@@ -142,8 +145,7 @@ def _change_groups(change: Callable[[Session, str, str, str], None]) -> Handler:
         hosts = hosts_to_refresh(call.session, server.id)
         change(call.session, server.id, server.project_id, given.name)
         hosts |= hosts_to_refresh(call.session, server.id)
-        call.session.commit()
-        call.cloud.launcher.refresh_hosts(hosts)
+        after_commit(call.session, partial(call.cloud.launcher.refresh_hosts, hosts))
         return Response(status_code=202)
 
     return handle

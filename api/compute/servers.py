@@ -27,10 +27,10 @@ from api.compute.server_views import (
 )
 from api.context import Db, TheCloud, allow
 from api.fields import Boolean, Name
+from api.idempotency import keep_early
 from api.microversion import Body, Route, View, since
 from api.paging import Link, TheLinks
 from api.policy import Caller, permits
-from db.idempotency import Idempotent, find_answer, keep_answer
 from db.server_list import list_names, list_servers
 from db.servers import Server, get_server
 from db.session import now
@@ -81,29 +81,29 @@ def scope_of(who: Caller) -> str | None:
     return None if who.is_admin else who.project_id
 
 
-@router.post("/v2.1/servers", status_code=202, response_model_exclude_unset=True)
+@router.post("/v2.1/servers", status_code=202, response_model=Accepted)
 def create_server(
     body: CreateServerRequest,
     request: Request,
-    response: Response,
     who: Annotated[Caller, allow("servers:create")],
     db: Db,
     cloud: TheCloud,
     links: TheLinks,
-) -> Accepted:
-    """Make servers. The same ``Idempotency-Key`` with the same body gives the first answer again."""
-    asked = Idempotent.of(request.headers.get("idempotency-key"), who.project_id, body)
-    answer = find_answer(db, cloud.sealer, asked)
-    if answer is None:
-        made = create_servers(db, cloud, who, body)
-        answer = _answer(made, body, links).model_dump_json(exclude_unset=True)
-        keep_answer(db, cloud.sealer, asked, answer)
-        given = made.constraints | _hold(request, body, cloud.settings)
-        cloud.launcher.create(db, who, made.servers, request.scope["request_id"], given)
-    accepted = Accepted.model_validate_json(answer)
-    if accepted.server is not None:
-        response.headers["Location"] = links.href("servers", accepted.server.id)
-    return accepted
+) -> Response:
+    """Make servers."""
+    made = create_servers(db, cloud, who, body)
+    accepted = _answer(made, body, links)
+    named = accepted.server
+    answer = Response(
+        accepted.model_dump_json(exclude_unset=True),
+        202,
+        {"Location": links.href("servers", named.id)} if named else None,
+        media_type="application/json",
+    )
+    keep_early(db, answer)
+    given = made.constraints | _hold(request, body, cloud.settings)
+    cloud.launcher.create(db, who, made.servers, request.scope["request_id"], given)
+    return answer
 
 
 def _hold(request: Request, body: CreateServerRequest, settings: Settings) -> dict[str, float]:

@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from api.context import Db, allow
 from api.fields import Text
+from api.idempotency import KeyedRoute
 from api.identity.links import Id, Links, Name255, TheLinks, absent, owner_or_reader
 from api.identity.users import Password
 from api.policy import Caller, implied, permits
@@ -21,7 +22,7 @@ from db.passwords import hash_password
 from db.session import now
 from domain.errors import BadRequest, Conflict, Forbidden, NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 _PATH = "/v3/users/{user_id}/application_credentials"
 
 

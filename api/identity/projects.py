@@ -10,6 +10,7 @@ from sqlmodel import Session
 
 from api.context import Db, allow
 from api.fields import Text
+from api.idempotency import KeyedRoute
 from api.identity.links import (
     Attributes,
     Id,
@@ -26,7 +27,7 @@ from db import identity
 from db.identity import DEFAULT_DOMAIN, Domain, Project
 from domain.errors import BadRequest, Forbidden, NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 def _check_tag(tag: str) -> str:

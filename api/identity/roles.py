@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 
 from api.context import Db, allow
+from api.idempotency import KeyedRoute
 from api.identity.links import (
     Attributes,
     Id,
@@ -26,7 +27,7 @@ from db import identity
 from db.identity import SYSTEM, Domain, Grant, Project, Role, Target, User
 from domain.errors import BadRequest, NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 class RoleAttributes(Attributes):

@@ -10,6 +10,7 @@ from sqlmodel import Session
 
 from api.context import Db, TheCloud, allow
 from api.fields import Text
+from api.idempotency import KeyedRoute
 from api.identity.links import (
     Attributes,
     Id,
@@ -29,7 +30,7 @@ from db.passwords import MAX_LENGTH, hash_password, verify_password
 from db.session import reading
 from domain.errors import BadRequest, Forbidden, NotFound, Unauthorized
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 def _check_encodable(password: str) -> str:

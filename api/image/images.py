@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from sqlmodel import Session
 
 from api.context import Db, TheCloud, allow
+from api.idempotency import KeyedRoute
 from api.image import listing, wire
 from api.policy import Caller, permits
 from db.images import (
@@ -28,7 +29,7 @@ from domain.ids import new_id
 from runtime.imagestore import ImageStore
 from runtime.settings import Settings
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", route_class=KeyedRoute)
 MAX_PATCH_BYTES = 1024**2
 
 Reader = Annotated[Caller, allow("images:read")]

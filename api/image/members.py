@@ -10,6 +10,7 @@ from sqlmodel import Session
 
 from api.context import Db, allow
 from api.fields import Text
+from api.idempotency import KeyedRoute
 from api.image.wire import timestamp
 from api.policy import Caller
 from db.images import (
@@ -24,7 +25,7 @@ from db.images import (
 )
 from domain.errors import Forbidden, NotFound, TooLarge
 
-router = APIRouter(prefix="/v2/images/{image_id}/members")
+router = APIRouter(prefix="/v2/images/{image_id}/members", route_class=KeyedRoute)
 MAX_MEMBERS = 128
 
 Reader = Annotated[Caller, allow("images:read")]

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 
 from api.context import allow
+from api.idempotency import KeyedRoute
 from api.image.listing import MEMBER_STATUSES, STATUSES, VISIBILITIES
 from api.policy import Caller
 from domain.errors import BadRequest, NotFound
 from runtime.imagestore import DISK_FORMATS
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", route_class=KeyedRoute)
 Reader = Annotated[Caller, allow("images:read")]
 
 _UUID = r"^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$"

@@ -6,12 +6,13 @@ from fastapi import APIRouter
 from sqlmodel import Session
 
 from api.context import Cloud, Db, TheCloud
+from api.idempotency import KeyedRoute
 from api.network.wire import Admin, Json, Reader, Writer, stamp
 from db.hosts import Host, is_up, list_hosts
 from db.session import now
 from domain.errors import NotFound, NotImplementedHere
 
-router = APIRouter(prefix="/v2.0", tags=["cloud"])
+router = APIRouter(prefix="/v2.0", tags=["cloud"], route_class=KeyedRoute)
 
 
 @router.get("/agents")

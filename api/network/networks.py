@@ -10,6 +10,7 @@ from pydantic import Field
 from sqlmodel import Session, col
 
 from api.context import Db, TheCloud
+from api.idempotency import KeyedRoute
 from api.network.wire import (
     MAX_BULK,
     Entry,
@@ -49,7 +50,7 @@ from db.network.tables import Network
 from domain.addressing import MAX_VNI
 from domain.errors import Conflict
 
-router = APIRouter(prefix="/v2.0/networks", tags=["networks"])
+router = APIRouter(prefix="/v2.0/networks", tags=["networks"], route_class=KeyedRoute)
 MAX_MTU = 1450
 """What the tunnels between hosts leave of an Ethernet frame."""
 _ADMIN_ONLY = (

@@ -10,6 +10,7 @@ from pydantic import Field
 from sqlmodel import Session
 
 from api.context import Db, TheCloud
+from api.idempotency import KeyedRoute
 from api.network.port_views import ATTRIBUTES, port_views
 from api.network.wire import (
     MAX_BULK,
@@ -52,7 +53,7 @@ from db.network.tables import Network, Port
 from domain.addressing import invalid, parse_mac, parse_prefix
 from domain.errors import BadRequest, Conflict
 
-router = APIRouter(prefix="/v2.0/ports", tags=["ports"])
+router = APIRouter(prefix="/v2.0/ports", tags=["ports"], route_class=KeyedRoute)
 MAX_FIXED_IPS, MAX_PAIRS, MAX_GROUPS = 5, 10, 50
 _ADMIN_ONLY = ("host_id", "profile")
 _PLAIN = ("name", "description", "admin_state_up", "device_id", "device_owner")

@@ -10,6 +10,7 @@ from pydantic import Field
 from sqlmodel import Session, col
 
 from api.context import Db, TheCloud
+from api.idempotency import KeyedRoute
 from api.network.wire import (
     MAX_BULK,
     Entry,
@@ -56,7 +57,7 @@ from domain.addressing import parse_prefix
 from domain.errors import Conflict
 from domain.firewall import check_ports, check_protocol, check_remote
 
-router = APIRouter(prefix="/v2.0", tags=["security groups"])
+router = APIRouter(prefix="/v2.0", tags=["security groups"], route_class=KeyedRoute)
 GROUPS = Attributes(
     SecurityGroup,
     columns=standard_columns(SecurityGroup) | {"name": col(SecurityGroup.name)},

@@ -11,6 +11,7 @@ from pydantic import Field
 from sqlmodel import Session, col
 
 from api.context import Db, TheCloud
+from api.idempotency import KeyedRoute
 from api.network.wire import (
     MAX_BULK,
     Entry,
@@ -58,7 +59,7 @@ from domain.addressing import (
 )
 from domain.errors import Conflict
 
-router = APIRouter(prefix="/v2.0/subnets", tags=["subnets"])
+router = APIRouter(prefix="/v2.0/subnets", tags=["subnets"], route_class=KeyedRoute)
 MAX_NAMESERVERS, MAX_ROUTES, MAX_POOLS = 5, 20, 50
 _CONSTANT = {
     "ip_version": 4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlencode
 
@@ -14,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import ColumnElement
 from sqlmodel import Session, SQLModel
 
-from api.context import Cloud, Db, TheCloud, allow
+from api.context import Cloud, Db, TheCloud, after_commit, allow
 from api.policy import Caller
 from db.network.listing import Attributes, Page, list_rows
 from domain.errors import BadRequest, Forbidden
@@ -136,10 +137,9 @@ def admin_only(who: Caller, entry: Entry, names: Collection[str], action: str) -
 
 
 def settle(session: Session, cloud: Cloud, hosts: set[str]) -> None:
-    """Commit, then tell the hosts that what they filter by has changed."""
-    session.commit()
+    """Tell the hosts that what they filter by has changed, as soon as it has."""
     if hosts:
-        cloud.launcher.refresh_hosts(hosts)
+        after_commit(session, partial(cloud.launcher.refresh_hosts, hosts))
 
 
 def stamp(at: datetime) -> str:

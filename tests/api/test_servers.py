@@ -194,7 +194,7 @@ def test_an_idempotency_key_gives_the_first_answer_again(
     assert len(launcher.started) == 1
     other = {"server": {**body["server"], "name": "twice"}}
     clash = world.client.post(SERVERS, json=other, headers=headers)
-    assert clash.status_code == 409
+    assert clash.status_code == 422
     foreign = world.client.post(
         SERVERS, json=body, headers={**at(who="alt"), "Idempotency-Key": "order-17"}
     )

@@ -14,12 +14,9 @@ from workflows.policies import POLICIES
 Law = Callable[[Source], Iterator[int]]
 """The lines of a file that break it."""
 COMMITS = {
-    "api/compute/actions.py": "releases the database before a host is asked or told",
     "api/context.py": "the session of a request",
     "api/internal.py": "the report is kept before corrections start operations of their own",
     "api/launch.py": "row, commit, start",
-    "api/verbs.py": "releases the database before an operation is told, which then writes to it",
-    "api/network/wire.py": "hosts are told of what is committed",
     "db/session.py": "transaction()",
 }
 CLOCKS = {"time", "random", "secrets", "uuid", "datetime.now", "datetime.utcnow", "date.today"}

@@ -299,6 +299,18 @@ def test_a_user_changes_the_own_password_by_knowing_the_old(keystone: Keystone) 
     assert keystone.ask("POST", path, token, json=back).status_code == 403
 
 
+def test_a_change_of_password_that_is_sent_again_with_a_new_token_has_been_done(
+    keystone: Keystone,
+) -> None:
+    path = f"/users/{keystone.id_of('user', 'demo')}/password"
+    change = {"user": {"password": "new", "original_password": PASSWORDS["demo"]}}
+    for password in (PASSWORDS["demo"], "new"):
+        headers = {"Idempotency-Key": "k", "X-Auth-Token": keystone.token("demo", password)}
+        answer = keystone.ask("POST", path, json=change, headers=headers)
+        assert answer.status_code == 204
+    assert answer.headers["Idempotency-Replayed"] == "true"
+
+
 def test_hashing_holds_no_transaction_open(
     keystone: Keystone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
