@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, PydanticOmit
+from pydantic_core import CoreSchema, PydanticCustomError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.routing import Match
@@ -64,9 +64,11 @@ class Span:
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        if current() not in self:
-            raise PydanticOmit
-        return handler(core)
+        """The field in the API's documentation, with the versions it exists in: OpenStack's own keywords."""
+        return {
+            **handler(core),
+            "x-openstack": {"min-ver": str(self.since), "max-ver": str(self.until)},
+        }
 
 
 def span(since: str = "2.1", until: str = str(MAX)) -> Span:
