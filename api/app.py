@@ -18,6 +18,8 @@ from api import (
     metadata,
     network,
     operations,
+    orphans,
+    power_policy,
     verbs,
 )
 from api.compute import routers as compute_routers
@@ -82,6 +84,13 @@ def build_app(cloud: Cloud) -> ASGIApp:
     root = FastAPI(title="Duranova", docs_url=None, redoc_url=None, telemetry=TRACING)
     root.add_middleware(Observed)
     root.state.cloud = cloud
+    ours = [
+        events.router,
+        operations.router,
+        orphans.router,
+        power_policy.router,
+        verbs.router,
+    ]
     services: dict[str, ASGIApp] = {
         "/compute": Microversion(
             service("Compute", "2.1", compute_routers, errors.compute_fault, cloud)
@@ -89,13 +98,7 @@ def build_app(cloud: Cloud) -> ASGIApp:
         "/identity": service("Identity", "3", identity.routers, errors.identity_fault, cloud),
         "/image": service("Image", "2", [image.router], errors.image_fault, cloud),
         "/network": service("Network", "2.0", [network.router], errors.network_fault, cloud),
-        "/operations": service(
-            "Operations",
-            "1",
-            [operations.router, verbs.router, events.router],
-            errors.plain_fault,
-            cloud,
-        ),
+        "/operations": service("Operations", "1", ours, errors.plain_fault, cloud),
         "/internal": service(
             "Internal", "1", [internal.router, metadata.router], errors.plain_fault, cloud
         ),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -13,8 +13,10 @@ from sqlmodel import Session
 from db.events import event_after, get_mark, newest_event, webhook_mark
 from db.hosts import is_up, list_hosts, usage_by_host
 from db.operations import LiveCount, count_live
+from db.reconcilers import Reconciler, reconcilers
 from db.servers import count_by_state
 from db.session import now, reading
+from db.sightings import orphan_counts
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, VmState
 from domain.usage import NOTHING_USED
@@ -24,7 +26,8 @@ _RESOURCES = ("vcpus", "ram_mb", "disk_gb")
 
 
 class RecordGauges(Collector):
-    """Operations that have not ended, servers by state, hosts and what is taken of them."""
+    """Operations that have not ended, servers by state, hosts and what is taken of them, and what the
+    reconcilers saw and did."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
@@ -35,6 +38,7 @@ class RecordGauges(Collector):
             live, by_state = count_live(session), count_by_state(session)
             hosts = list(_hosts(session, self._settings))
             webhooks = list(_webhooks(session, self._settings))
+            orphans, ran = orphan_counts(session), reconcilers(session)
         yield from _operations(live)
         servers = GaugeMetricFamily("duranova_servers", "Servers by VM state", labels=["vm_state"])
         for state in VmState:
@@ -43,6 +47,53 @@ class RecordGauges(Collector):
         yield servers
         yield from hosts
         yield from webhooks
+        gauge = GaugeMetricFamily(
+            "duranova_orphans", "What a host has and no server accounts for", labels=["host"]
+        )
+        for host, count in orphans.items():
+            gauge.add_metric([host], count)
+        yield gauge
+        yield from _reconcilers(ran)
+
+
+def _reconcilers(ran: Mapping[str, Reconciler]) -> Iterator[Metric]:
+    success = GaugeMetricFamily(
+        "duranova_reconciler_last_success_seconds",
+        "When a reconciler ended well last, in seconds since 1970",
+        labels=["reconciler"],
+    )
+    fixes = CounterMetricFamily(
+        "duranova_reconciler_fixes", "What a reconciler has put right", labels=["reconciler"]
+    )
+    for name, row in ran.items():
+        fixes.add_metric([name], row.fixes)
+        if row.succeeded_at is not None:
+            success.add_metric([name], row.succeeded_at.timestamp())
+    yield from (success, fixes)
+    yield from _findings(ran)
+
+
+def _findings(ran: Mapping[str, Reconciler]) -> Iterator[Metric]:
+    """What the audit and the look at the queues found."""
+    violations = GaugeMetricFamily(
+        "duranova_audit_violations", "What does not hold, by invariant", labels=["invariant"]
+    )
+    pollers = GaugeMetricFamily(
+        "duranova_queue_pollers", "Workers that poll a task queue", labels=["queue"]
+    )
+    if audit := ran.get("audit"):
+        for invariant, count in audit.findings.items():
+            violations.add_metric([invariant], count)
+        if audit.succeeded_at is not None:
+            yield GaugeMetricFamily(
+                "duranova_audit_last_run_seconds",
+                "When the audit ran last, in seconds since 1970",
+                value=audit.succeeded_at.timestamp(),
+            )
+    if queues := ran.get("queues"):
+        for queue, seen in queues.findings.items():
+            pollers.add_metric([queue], seen["pollers"])
+    yield from (violations, pollers)
 
 
 def _operations(live: list[LiveCount]) -> Iterator[Metric]:
@@ -56,13 +107,24 @@ def _operations(live: list[LiveCount]) -> Iterator[Metric]:
         for state in LIVE_OPERATION_STATES:
             gauge.add_metric([lifecycle, state], counts.get((lifecycle, state), 0))
     yield gauge
-    oldest = min((row.oldest for row in live), default=None)
-    age_s = (now() - oldest).total_seconds() if oldest else 0.0
     yield GaugeMetricFamily(
         "duranova_operation_oldest_live_seconds",
         "Age of the oldest operation that has not ended; 0 when there is none",
-        value=max(0.0, age_s),
+        value=_oldest_s(live),
     )
+    oldest = GaugeMetricFamily(
+        "duranova_operation_oldest_seconds",
+        "Age of the oldest operation in a state; 0 when there is none",
+        labels=["state"],
+    )
+    for state in LIVE_OPERATION_STATES:
+        oldest.add_metric([state], _oldest_s(row for row in live if row.state == state))
+    yield oldest
+
+
+def _oldest_s(live: Iterable[LiveCount]) -> float:
+    oldest = min((row.oldest for row in live), default=None)
+    return max(0.0, (now() - oldest).total_seconds()) if oldest else 0.0
 
 
 def _webhooks(session: Session, settings: Settings) -> Iterator[Metric]:

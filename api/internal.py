@@ -9,31 +9,23 @@ from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
 from api.context import Db, TheCloud
+from api.drift import Drift
 from api.hostauth import TheHost
-from api.launch import Launcher
-from api.policy import Caller
 from db.hosts import Claim, Host, report_host, told_nics
 from db.images import Image
 from db.operations import Operation
+from db.reconcilers import note_success
 from db.servers import Server
 from db.session import now
-from domain.errors import DuranovaError, NotFound
+from db.sightings import note_sighting
+from domain.drift import DOWN, drifted
+from domain.errors import NotFound
 from domain.guest import Fence, GuestReport, Inventory
 from domain.states import LIVE_OPERATION_STATES, PowerState, VmState
 
 router = APIRouter()
-SYSTEM = Caller("system", "system", "", frozenset({"admin"}), system=True)
-"""Who asks for the corrections that Duranova makes by itself."""
 
 _log = structlog.get_logger(__name__)
-_FOLLOWED = {
-    PowerState.SHUTDOWN: VmState.STOPPED,
-    PowerState.CRASHED: VmState.STOPPED,
-    PowerState.NOSTATE: VmState.STOPPED,
-    PowerState.PAUSED: VmState.PAUSED,
-    PowerState.SUSPENDED: VmState.SUSPENDED,
-    PowerState.RUNNING: VmState.ACTIVE,
-}
 
 
 class Report(BaseModel):
@@ -44,6 +36,9 @@ class Report(BaseModel):
     availability_zone: str | None = None
     inventory: Inventory
     guests: list[GuestReport]
+    residue: list[str] | None = None
+    """Ids of servers that have something there but no guest, and names of what belongs to none; None when
+    the host did not look this time."""
 
 
 class Answer(BaseModel):
@@ -58,22 +53,28 @@ class Answer(BaseModel):
 def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheCloud) -> Answer:
     """Take a host's report: inventory, power states, guests that should not be there."""
     row = report_host(db, host, body.inventory, body.epoch, now(), body.availability_zone)
+    db.flush()
+    note_sighting(db, host, body.guests, body.residue, now())
     idle = _idle_servers(db, [g.server_id for g in body.guests])
     seen = [(idle[g.server_id], g) for g in body.guests if g.server_id in idle]
     # Unknown and busy servers are passed over: absence of knowledge never destroys.
     stale = [(s.id, g.epoch) for s, g in seen if _moved_on(s, host, g)]
-    at_home = [(s, g) for s, g in seen if not _moved_on(s, host, g)]
-    lost = [s for s, g in at_home if _died_with_host(s, g, body.epoch)]
-    drifted = [(s, g) for s, g in at_home if s not in lost and _drifted(s, g)]
+    at_home = [(s, g) for s, g in seen if s.host == host and s.deleted_at is None]
+    lost = [(s, g) for s, g in at_home if _died_with_host(s, g, body.epoch)]
+    changed = [(s, g) for s, g in at_home if drifted(s.vm_state, g.power_state)]
     for server in (s for s, g in at_home if g.power_state == PowerState.RUNNING):
         server.seen_by = body.epoch
-    pending = _confirm(db, row, drifted)
+    confirmed, pending = _confirm(row, [pair for pair in changed if pair not in lost])
+    if stale:
+        note_success(db, "purge", now(), fixes=len(stale))
+    db.add(row)
     db.commit()
     for server_id, epoch in stale:
         _log.warning("stale guest purged", host=host, server_id=server_id, epoch=epoch)
         cloud.launcher.purge(host, server_id, Fence(epoch, "purge"))
-    for server in lost:
-        _restore(db, cloud.launcher, server, request.scope["request_id"])
+    drift = Drift(db, cloud.launcher, cloud.settings, request.scope["request_id"])
+    drift.restore_lost([(s, g.power_state, s.updated_at) for s, g in lost])
+    drift.correct([(s, g.power_state, s.updated_at) for s, g in confirmed])
     if row.nics_wanted > row.nics_told and cloud.launcher.refresh_hosts({host}):
         told_nics(db, host, row.nics_wanted)
     interval_s = 0.0 if pending else cloud.settings.report_interval_s
@@ -114,41 +115,25 @@ def _moved_on(server: Server, host: str, guest: GuestReport) -> bool:
 def _died_with_host(server: Server, guest: GuestReport, epoch: str) -> bool:
     """It ran under an earlier start of the host's worker, and this one finds it down. However long its
     server was busy meanwhile, or its restoration refused: the next report says the same again."""
-    down = guest.power_state in (PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE)
-    return down and server.vm_state == VmState.ACTIVE and server.seen_by not in (None, epoch)
+    return (
+        guest.power_state in DOWN
+        and server.vm_state == VmState.ACTIVE
+        and server.seen_by not in (None, epoch)
+    )
 
 
-def _drifted(server: Server, guest: GuestReport) -> bool:
-    state = _FOLLOWED.get(PowerState(guest.power_state))
-    lives = server.vm_state in _FOLLOWED.values()
-    return lives and state is not None and state != server.vm_state
+def _confirm(
+    host: Host, drifted: list[tuple[Server, GuestReport]]
+) -> tuple[list[tuple[Server, GuestReport]], bool]:
+    """Those guests of which two reports in a row say that they changed by themselves.
 
-
-def _confirm(session: Session, host: Host, drifted: list[tuple[Server, GuestReport]]) -> bool:
-    """Follow a guest that changed by itself, once two reports in a row say so.
-
-    The first may have been taken before an operation ended and come after it. Returns whether some
+    The first may have been taken before an operation ended and come after it. Also returns whether some
     drift still waits for its second report.
     """
     before = host.metrics.get("drift", {})
     now_seen = {s.id: [int(g.power_state), s.updated_at.isoformat()] for s, g in drifted}
-    for server, guest in drifted:
-        if before.get(server.id) == now_seen[server.id]:
-            server.vm_state = _FOLLOWED[PowerState(guest.power_state)]
-            server.power_state = guest.power_state
-            server.updated_at = now()
-            session.add(server)
-            _log.info("followed a guest", server_id=server.id, vm_state=server.vm_state)
-            del now_seen[server.id]
+    confirmed = [(s, g) for s, g in drifted if before.get(s.id) == now_seen[s.id]]
+    for server, _ in confirmed:
+        del now_seen[server.id]
     host.metrics = {**host.metrics, "drift": now_seen}
-    session.add(host)
-    return bool(now_seen)
-
-
-def _restore(session: Session, launcher: Launcher, server: Server, request_id: str) -> None:
-    """Start a guest that went down with its host."""
-    try:
-        launcher.act(session, SYSTEM, server, "reboot_hard", request_id, {"cause": "host restart"})
-    except DuranovaError as error:
-        session.rollback()
-        _log.warning("guest not restored", server_id=server.id, error=error.message)
+    return confirmed, bool(now_seen)

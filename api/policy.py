@@ -158,7 +158,10 @@ RULES: dict[str, Rule] = {
     "operations:everywhere": ADMIN,
     "operations:order": MEMBER,
     "operations:retry": MEMBER,
+    "orphans:read": ADMIN,
     "placement:explain": READER,
+    "servers:power_policy:read": READER,
+    "servers:power_policy:write": MEMBER,
 }
 
 

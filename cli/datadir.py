@@ -30,6 +30,16 @@ class Secrets(BaseModel):
     passwords: dict[str, str] = {}
 
 
+class Running(BaseModel):
+    """Where the parts of a running ``duranova up`` are, for commands that look at it."""
+
+    pid: int
+    database_url: str
+    temporal_address: str
+    temporal_namespace: str
+    public_url: str
+
+
 @dataclass(frozen=True, slots=True)
 class DataDir:
     """An open data directory; held until the process ends."""
@@ -57,6 +67,34 @@ class DataDir:
         path = self.path / "clouds.yaml"
         _write_private(path, clouds_yaml(public_url, region, self.secrets.passwords))
         return path
+
+    def write_running(self, running: Running) -> None:
+        """Say where everything is (0600: a database's URL may hold a password), while it runs."""
+        _write_private(self.path / _RUNNING, running.model_dump_json(indent=2))
+
+    def forget_running(self) -> None:
+        """It runs no more."""
+        (self.path / _RUNNING).unlink(missing_ok=True)
+
+
+_RUNNING = "running.json"
+
+
+def read_running(path: Path) -> Running:
+    """What runs in this data directory. StartError when nothing does."""
+    try:
+        running = Running.model_validate_json((path / _RUNNING).read_text())
+    except OSError as error:
+        raise StartError(f"no duranova runs in {path}: {error.strerror}") from error
+    except ValidationError:
+        raise StartError(f"{path / _RUNNING} is not ours") from None
+    try:
+        os.kill(running.pid, 0)
+    except ProcessLookupError:
+        raise StartError(f"no duranova runs in {path}: the last one was killed") from None
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return running
 
 
 def open_data_dir(path: Path) -> DataDir:

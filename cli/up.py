@@ -18,7 +18,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from cli.children import Child, last_line
-from cli.datadir import DataDir, StartError, open_data_dir
+from cli.datadir import DataDir, Running, StartError, open_data_dir
 from cli.hypervisors import Hypervisor, plan_hypervisors
 from cli.records import ensure_first_records
 from cli.serve import api_server, listen
@@ -88,6 +88,8 @@ async def _start(
     data.write_clouds(settings.public_url, settings.region)
     say("temporal")
     client = await _temporal(options, data, settings, stack)
+    data.write_running(_running(settings))
+    stack.callback(data.forget_running)
     await stack.enter_async_context(api_server(client, engine, settings, listening, eager=True))
     say(f"{options.hosts} {options.driver} host{'s' if options.hosts > 1 else ''}")
     hypervisors = await asyncio.to_thread(plan_hypervisors, options.driver, options.hosts, data)
@@ -110,6 +112,16 @@ def _settings(options: UpOptions, data: DataDir) -> Settings:
         public_url=url,
         control_url=url,
         secret_key=SecretStr(data.secrets.secret_key),
+    )
+
+
+def _running(settings: Settings) -> Running:
+    return Running(
+        pid=os.getpid(),
+        database_url=settings.database_url,
+        temporal_address=settings.temporal_address,
+        temporal_namespace=settings.temporal_namespace,
+        public_url=settings.public_url,
     )
 
 

@@ -19,6 +19,7 @@ from db.session import now
 from domain.errors import BadRequest
 from domain.events import EventType
 from domain.guest import StageTaken
+from domain.ids import SYSTEM_USER
 from domain.lifecycle import LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
 
@@ -112,6 +113,13 @@ _EVENTS = {
     "suspend": "compute_suspend_instance",
     "unpause": "compute_unpause_instance",
 }
+
+
+_CORRECTIONS = {
+    "follow_guest": ("power_sync", "compute_sync_power_state"),
+    "repair_state": ("state_repair", "compute_repair_state"),
+}
+"""What Duranova changes by itself, without a workflow → its action and its event."""
 
 
 def event_name(lifecycle: str) -> str:
@@ -255,6 +263,48 @@ def end_operation(
     operation.finished_at = operation.updated_at = now()
     session.add(operation)
     close_events(session, operation.id, error)
+
+
+def record_correction(
+    session: Session, server: Server, lifecycle: str, request_id: str, details: str
+) -> Operation:
+    """Add an operation that has ended with success: a change of the record that nobody asked for, so that
+    nothing changes silently. ``details`` says in a sentence what was changed and why."""
+    action, event = _CORRECTIONS[lifecycle]
+    operation = Operation(
+        request_id=request_id,
+        action=action,
+        lifecycle=lifecycle,
+        server_id=server.id,
+        project_id=server.project_id,
+        user_id=SYSTEM_USER,
+        host=server.host,
+    )
+    session.add(operation)
+    session.flush()  # the row its event refers to
+    end_operation(session, operation, OperationState.SUCCEEDED)
+    session.add(
+        OperationEvent(
+            operation_id=operation.id,
+            name=event,
+            host=server.host,
+            finished_at=now(),
+            result="Success",
+            details=details,
+        )
+    )
+    return operation
+
+
+def count_corrections(session: Session, server_id: str, user_id: str, since: datetime) -> int:
+    """How many operations this user, Duranova itself, has started on the server since then."""
+    query = select(func.count(col(Operation.id))).where(
+        Operation.server_id == server_id,
+        Operation.user_id == user_id,
+        col(Operation.created_at) >= since,
+        col(Operation.lifecycle).not_in(_CORRECTIONS),
+    )
+    return int(session.exec(query).one())
 
 
 def list_operations(

@@ -40,6 +40,8 @@ class Server(SQLModel, table=True):
     seen_by: str | None = Field(default=None, max_length=36)
     """Epoch of the host worker that last knew the guest to be as the record says. A guest that a later
     worker finds down went down with its host."""
+    power_policy: str | None = Field(default=None, max_length=16)
+    """``domain.drift.PowerPolicy``: what is done when the guest changes by itself; None is as the cloud has it."""
     availability_zone: str | None = Field(default=None, max_length=255)
     """As asked; None lets the scheduler choose."""
     flavor: dict[str, Any] = json_column()

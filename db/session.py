@@ -106,6 +106,19 @@ def reading(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Session]:
+    """One read transaction in which all queries see the same instant."""
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+    with read_session(
+        engine
+    ) as session:  # on SQLite a transaction sees the instant of its first query
+        yield session
+
+
 def insert_unique(session: Session, row: Any, clash: str) -> None:
     """Add a row and flush; Conflict with the message ``clash`` when another one is in its place."""
     session.add(row)

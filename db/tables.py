@@ -16,7 +16,9 @@ from db import (
     network,
     operations,
     quotas,
+    reconcilers,
     servers,
+    sightings,
 )
 
 MODULES = (
@@ -31,6 +33,8 @@ MODULES = (
     network,
     operations,
     quotas,
+    reconcilers,
     servers,
+    sightings,
 )
 metadata = SQLModel.metadata

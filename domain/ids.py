@@ -9,6 +9,8 @@ STATE_ATTRIBUTE = "OperationState"
 """The search attribute that tells builds which wait for an operator from the others."""
 OPERATOR_DESK = "operator-desk"
 """The workflow that takes an operator's word on operations that have ended."""
+SYSTEM_USER = "system"
+"""The user id of what Duranova does by itself."""
 
 
 def new_id() -> str:

@@ -61,6 +61,9 @@ DRIVER_ERRORS = Counter(
     "Driver calls that failed, by the stage they had reached",
     ["activity", "step", "kind"],
 )
+HOST_TRANSITIONS = Counter(
+    "duranova_host_transitions_total", "Hosts that went silent or came back", ["host", "to"]
+)
 GUESTS = Gauge("duranova_host_guests", "Guests on a host", ["host", "power_state"])
 
 

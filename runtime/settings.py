@@ -117,6 +117,14 @@ class Settings(BaseSettings):
     """How long it waits before it is given up."""
     host_silent_after_s: float = 60.0
     report_interval_s: float = 10.0
+    power_drift_policy: Literal["follow", "restore"] = "follow"
+    """For servers without a policy of their own: whether the record follows a guest that changed by itself,
+    or the guest is brought back."""
+    power_restore_limit: int = 3
+    """A guest that was restored so many times within ``power_restore_window_s`` is followed instead."""
+    power_restore_window_s: float = 600.0
+    deleted_retention_days: int = 90
+    """How long the rows of deleted servers are kept; 0 is for ever."""
     shutdown_timeout_s: float = 60.0
     """How long a guest may take to shut down before the plug is pulled."""
     image_max_bytes: int = 100 * 1024**3

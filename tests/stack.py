@@ -144,8 +144,11 @@ def password(user: str) -> str:
 
 
 @asynccontextmanager
-async def running_stack(directory: Path, address: str, hosts: int = 1) -> AsyncIterator[Stack]:
-    """A fresh cloud in this directory, on the Temporal server at this address (one stack at a time)."""
+async def running_stack(
+    directory: Path, address: str, hosts: int = 1, **changes: Any
+) -> AsyncIterator[Stack]:
+    """A fresh cloud in this directory, on the Temporal server at this address (one stack at a time), with
+    these changes to its settings."""
     async with AsyncExitStack() as ending:
         listening = listen("127.0.0.1", 0)
         ending.callback(listening.close)
@@ -157,6 +160,7 @@ async def running_stack(directory: Path, address: str, hosts: int = 1) -> AsyncI
             public_url=url,
             control_url=url,
             secret_key=SECRET,
+            **changes,
         )
         engine = await asyncio.to_thread(_database, settings)
         ending.callback(engine.dispose)

@@ -22,6 +22,7 @@ from workflows.contract import (
     Accepted,
     ApplyNics,
     Attempt,
+    Audited,
     Begin,
     ChangePower,
     ClaimHost,
@@ -39,11 +40,13 @@ from workflows.contract import (
     Prune,
     Pruned,
     ReadConsole,
+    Reconciled,
     ReleaseClaim,
     RetryBuild,
     SealedText,
     SpawnGuest,
     Swept,
+    Tick,
     Turn,
     Verdict,
     WebhookRef,
@@ -216,6 +219,14 @@ class WorldControl(ControlActivities):
     @activity.defn
     async def prune_events(self, cmd: Prune) -> Pruned:
         return Pruned(0)
+
+    @activity.defn
+    async def reconcile_record(self, _cmd: Tick) -> Reconciled:
+        return Reconciled()
+
+    @activity.defn
+    async def audit_cloud(self, _cmd: Tick) -> Audited:
+        return Audited()
 
 
 class WorldHost(HostActivities):

@@ -186,5 +186,9 @@ class Driver(ABC):
         """
 
     @abstractmethod
+    def owners(self) -> set[str]:
+        """Ids of the servers that ``residue()`` belongs to; what belongs to none is named as there."""
+
+    @abstractmethod
     def networks(self) -> list[str]:
         """Ids of the networks that have devices on this host (removed with their last port)."""

@@ -12,7 +12,7 @@ import json
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -361,10 +361,12 @@ class FakeDriver(Driver):
 
     def residue(self, server_id: str | None = None) -> list[str]:
         with self._lock:
-            chosen: Iterable[Guest | None] = (
-                self._guests.values() if server_id is None else [self._guests.get(server_id)]
-            )
-            return sorted(part for guest in chosen if guest for part in guest.parts)
+            chosen = [g for key, g in self._guests.items() if server_id in {None, key}]
+            return sorted(part for guest in chosen for part in guest.parts)
+
+    def owners(self) -> set[str]:
+        with self._lock:
+            return {server_id for server_id, guest in self._guests.items() if guest.parts}
 
     def networks(self) -> list[str]:
         with self._lock:

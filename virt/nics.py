@@ -154,11 +154,16 @@ class HostNetwork:
                 rules &= named | found_taps
             entries = dhcp.entries_below(self._run_dir)
             leases = {p for p, owner in entries.items() if server_id in {None, owner}}
-            return sorted(
-                [f"tap:{tap}" for tap in found_taps]
-                + [f"rules:{tap}" for tap in rules]
-                + [f"dhcp:{port_id}" for port_id in leases]
-            )
+            found = {"dhcp": leases, "rules": rules, "tap": found_taps}
+            return sorted(f"{kind}:{name}" for kind, names in found.items() for name in names)
+
+    def owners(self) -> set[str]:
+        """Ids of the servers that have any of this; rules of taps that are nobody's as ``rules:…``."""
+        with self._lock:
+            owned = {p.tap: p.server_id for p in self._records.ports.values()}
+            owned |= taps.present(self._identity)
+            rules = {f"rules:{tap}" for tap in self._firewall.present() - owned.keys()}
+            return {*owned.values(), *dhcp.entries_below(self._run_dir).values(), *rules}
 
     def networks(self) -> list[str]:
         """The ids of the networks that have devices here."""

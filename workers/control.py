@@ -21,6 +21,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.control.control import Control
 from activities.control.holds import Holds
 from activities.control.placement import Placement
+from activities.control.reconcile import Reconcilers
 from activities.control.records import Records
 from activities.control.retries import Retries
 from activities.control.sweep import Sweep
@@ -33,7 +34,11 @@ from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
 from workflows.contract import ControlActivities
 
-SWEEP_EVERY = timedelta(seconds=30)
+SCHEDULES = {
+    "reconcile": ("Reconcile", timedelta(seconds=60)),
+    "sweep-operations": ("SweepOperations", timedelta(seconds=30)),
+}
+"""Schedule → its workflow, and how often that runs. Few, for each run costs some 60 ms of a core."""
 # Our workflow modules import nothing but the pure core, so the sandbox may share them: without this
 # each workflow instance would import them again.
 RUNNER = SandboxedWorkflowRunner(
@@ -47,10 +52,10 @@ def control_activities(client: Client, engine: Engine, settings: Settings) -> Co
     return Control(
         records,
         Placement(engine, settings),
-        Sweep(client, engine, records),
         Holds(engine),
         Retries(client, engine),
         Webhooks(engine, settings),
+        Reconcilers(client, engine, settings, Sweep(client, engine, records)),
     )
 
 
@@ -73,14 +78,13 @@ def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker
 async def ensure_standing_work(client: Client) -> None:
     """What is there once in a namespace: the operator's desk, and the reconcilers' schedules, run now."""
     await ensure_desk(client)
-    schedule = Schedule(
-        action=ScheduleActionStartWorkflow(
-            "SweepOperations", id="sweep-operations", task_queue=CONTROL_QUEUE
-        ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=SWEEP_EVERY)]),
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
-    )
-    try:
-        await client.create_schedule("sweep-operations", schedule, trigger_immediately=True)
-    except ScheduleAlreadyRunningError:
-        await client.get_schedule_handle("sweep-operations").trigger()
+    for name, (workflow, every) in SCHEDULES.items():
+        schedule = Schedule(
+            action=ScheduleActionStartWorkflow(workflow, id=name, task_queue=CONTROL_QUEUE),
+            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
+        )
+        try:
+            await client.create_schedule(name, schedule, trigger_immediately=True)
+        except ScheduleAlreadyRunningError:
+            await client.get_schedule_handle(name).trigger()

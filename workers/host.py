@@ -96,10 +96,11 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
     epoch = new_id()
     reporter = Reporter(driver, control, plan.zone, epoch, on_peers)
     reports = asyncio.create_task(reporter.run())
+    guests = Guests(driver, pool, Sealer(plan.key), epoch, reporter.search)
     worker = Worker(
         client,
         task_queue=host_queue(plan.name),
-        activities=implemented(Guests(driver, pool, Sealer(plan.key), epoch), HostActivities),
+        activities=implemented(guests, HostActivities),
         interceptors=[Context(), DomainErrors()],
         # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
         max_heartbeat_throttle_interval=timedelta(seconds=2),

@@ -6,7 +6,7 @@ from workflows.create import CreateServer
 from workflows.delete import DeleteServer
 from workflows.desk import OperatorDesk
 from workflows.power import PowerServer
-from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
+from workflows.reconcile import PurgeStaleGuest, Reconcile, SweepOperations, SyncHostNics
 from workflows.webhooks import DeliverEvents, PruneEvents
 
 WORKFLOWS = [
@@ -17,6 +17,7 @@ WORKFLOWS = [
     PowerServer,
     PruneEvents,
     PurgeStaleGuest,
+    Reconcile,
     SweepOperations,
     SyncHostNics,
 ]

@@ -281,6 +281,29 @@ class Pruned:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """It is time; reconcilers take no other input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a run of the reconcilers did."""
+
+    fixes: dict[str, int] = field(default_factory=dict)
+    """Reconciler → things put right."""
+    failed: tuple[str, ...] = ()
+    """Reconcilers that did not end well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What an audit found."""
+
+    violations: dict[str, int] = field(default_factory=dict)
+    """Invariant → violations."""
+
+
 class ControlActivities:
     """Effects on the record; run beside the database as local activities."""
 
@@ -352,6 +375,16 @@ class ControlActivities:
     @activity.defn
     async def prune_events(self, cmd: Prune) -> Pruned:
         """Delete the oldest events, if they are old enough."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def reconcile_record(self, _cmd: Tick) -> Reconciled:
+        """Put right what the record itself proves to be wrong."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def audit_cloud(self, _cmd: Tick) -> Audited:
+        """Hold the record, the hosts' reports and Temporal against each other; changes nothing."""
         raise NotImplementedError
 
 

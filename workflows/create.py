@@ -66,6 +66,7 @@ class CreateServer(Holding):
 
     async def _story(self, ref: Ref) -> str:
         passed_over: list[str] = []
+        silent: set[str | None] = set()
         reason: str | None = None
         attempt, failures = 0, 0
         to_clear = ref.lifecycle == RETRY_BUILD
@@ -91,7 +92,10 @@ class CreateServer(Holding):
                 reason = f"{reason} Then: {cause}" if no_host and reason else cause
                 if no_host or _hopeless(error):
                     break
-                if self._host and not host_did_not_answer(error):
+                # Once may be a restart, and it may be the only host there is.
+                forgiven = host_did_not_answer(error) and self._host not in silent
+                silent.add(self._host)
+                if self._host and not forgiven:
                     passed_over.append(self._host)
         await do(ControlActivities.finish_operation, Finish(ref, succeeded=False, error=reason))
         return FAILED

@@ -48,6 +48,7 @@ _HEARTBEAT = timedelta(seconds=10)
 
 POLICIES: dict[str, Policy] = {
     # control: the record. A database that is down is waited for.
+    "audit_cloud": Policy(timedelta(minutes=3), RetryPolicy(maximum_attempts=1)),
     "begin_operation": Policy(timedelta(seconds=30), _RECORD),
     "claim_host": Policy(timedelta(seconds=30), _RECORD),
     "finish_operation": Policy(timedelta(seconds=30), _RECORD),
@@ -55,6 +56,7 @@ POLICIES: dict[str, Policy] = {
     "host_nics": Policy(timedelta(seconds=30), _RECORD),
     "may_unwind": Policy(timedelta(seconds=30), _RECORD),
     "record_failure": Policy(timedelta(seconds=30), _RECORD),
+    "reconcile_record": Policy(timedelta(minutes=3), RetryPolicy(maximum_attempts=1)),
     "release_claim": Policy(timedelta(seconds=30), _RECORD),
     "release_hold": Policy(timedelta(seconds=30), _RECORD),
     "renew_claim": Policy(timedelta(seconds=30), _RECORD),

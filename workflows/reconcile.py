@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
 from workflows.contract import (
     ControlActivities,
@@ -10,6 +11,7 @@ from workflows.contract import (
     HostActivities,
     HostRef,
     PurgeGuest,
+    Tick,
 )
 from workflows.operation import do
 
@@ -23,6 +25,24 @@ class SweepOperations:
         """Returns how many rows were put right."""
         swept = await do(ControlActivities.sweep_operations, HostRef(""))
         return len(swept.restarted) + len(swept.closed)
+
+
+@workflow.defn
+class Reconcile:
+    """Make the record true again where it can be proven wrong, then look whether everything fits."""
+
+    @workflow.run
+    async def run(self) -> int:
+        """Returns how many violations there are. Fails, after the audit, when a reconciler could not run."""
+        error: ActivityError | None = None
+        try:
+            await do(ControlActivities.reconcile_record, Tick())
+        except ActivityError as failed:
+            error = failed
+        audited = await do(ControlActivities.audit_cloud, Tick())
+        if error is not None:
+            raise error
+        return sum(audited.violations.values())
 
 
 @workflow.defn

@@ -9,14 +9,15 @@ from temporalio import activity
 
 from activities.control.holds import Holds
 from activities.control.placement import Placement
+from activities.control.reconcile import Reconcilers
 from activities.control.records import Records
 from activities.control.retries import Retries
-from activities.control.sweep import Sweep
 from activities.control.webhooks import Webhooks
 from workflows.contract import (
     Accepted,
     ApplyNics,
     Attempt,
+    Audited,
     Begin,
     ClaimHost,
     ControlActivities,
@@ -29,9 +30,11 @@ from workflows.contract import (
     Placed,
     Prune,
     Pruned,
+    Reconciled,
     ReleaseClaim,
     RetryBuild,
     Swept,
+    Tick,
     Turn,
     Verdict,
     WebhookRef,
@@ -45,14 +48,14 @@ class Control(ControlActivities):
         self,
         records: Records,
         placement: Placement,
-        sweep: Sweep,
         holds: Holds,
         retries: Retries,
         webhooks: Webhooks,
+        reconcilers: Reconcilers,
     ) -> None:
         self._records = records
+        self._reconcilers = reconcilers
         self._placement = placement
-        self._sweep = sweep
         self._holds = holds
         self._retries = retries
         self._webhooks = webhooks
@@ -107,7 +110,15 @@ class Control(ControlActivities):
 
     @activity.defn
     async def sweep_operations(self, _cmd: HostRef) -> Swept:
-        return await self._sweep.run()
+        return await self._reconcilers.sweep()
+
+    @activity.defn
+    async def reconcile_record(self, _cmd: Tick) -> Reconciled:
+        return await self._reconcilers.reconcile()
+
+    @activity.defn
+    async def audit_cloud(self, _cmd: Tick) -> Audited:
+        return await self._reconcilers.audit()
 
     @activity.defn
     async def deliver_events(self, cmd: WebhookRef) -> Turn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from math import ceil
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,10 +14,10 @@ from db.groups import AggregateHost, ServerGroup
 from db.hosts import Host, UsageRow, group_members, hosts_of_servers, usage_of, usage_rows
 from db.operations import Operation
 from db.servers import Server
+from domain.amounts import amounts
 from runtime.settings import Settings
 from scheduler.model import Aggregate, Group, HostFacts, HostState, Request
 
-_GIB = 1024**3
 _HINTED_SERVERS = 100
 """Server ids of one hint that are looked up; the rest is ignored."""
 
@@ -207,7 +206,7 @@ def build_request(
     zone, host, node = _where(server, operation)
     specs: dict[str, str] = server.flavor.get("extra_specs") or {}
     hints: dict[str, Any] = server.scheduler_hints
-    vcpus, ram_mb, disk_gb = amounts(server)
+    vcpus, ram_mb, disk_gb = amounts(server.flavor, server.image)
     same = _ids(hints.get("same_host"))
     different = _ids(hints.get("different_host"))
     project = server.project_id
@@ -231,33 +230,6 @@ def build_request(
         passed_over=frozenset(passed_over),
         hints=hints,
     )
-
-
-def amounts(server: Server) -> tuple[int, int, int]:
-    """(vCPUs, RAM in MB, disk in GB) that the server takes of a host.
-
-    Disk is root, ephemeral and swap together; a root disk of 0 is as large as its image. The extra specs
-    ``resources:VCPU|MEMORY_MB|DISK_GB`` replace an amount, as an administrator's word on the flavor.
-    """
-    flavor = server.flavor
-    specs: Mapping[str, str] = flavor.get("extra_specs") or {}
-    root = flavor["disk_gb"] or _image_gb(server.image)
-    disk = root + flavor.get("ephemeral_gb", 0) + ceil(flavor.get("swap_mb", 0) / 1024)
-    return (
-        _replaced(specs, "VCPU", flavor["vcpus"]),
-        _replaced(specs, "MEMORY_MB", flavor["ram_mb"]),
-        _replaced(specs, "DISK_GB", disk),
-    )
-
-
-def _replaced(specs: Mapping[str, str], resource: str, amount: int) -> int:
-    text = specs.get(f"resources:{resource}", "")
-    return int(text) if text.isdecimal() else amount
-
-
-def _image_gb(image: Mapping[str, Any]) -> int:
-    size = image.get("virtual_size") or image.get("size_bytes") or 0
-    return max(ceil(size / _GIB), image.get("min_disk") or 0)
 
 
 def _where(server: Server, operation: Operation) -> tuple[str | None, str | None, str | None]:

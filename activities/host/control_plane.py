@@ -76,15 +76,25 @@ class ControlPlane(Supplies):
         return response.status_code, {"Content-Type": kind}, response.content
 
     def report(
-        self, epoch: str, zone: str | None, inventory: Inventory, guests: list[GuestReport]
+        self,
+        epoch: str,
+        zone: str | None,
+        inventory: Inventory,
+        guests: list[GuestReport],
+        residue: list[str] | None = None,
     ) -> Told:
-        """Tell what this host has and runs. Unavailable when the control plane does not take it."""
-        body = {
+        """Tell what this host has and runs, and what is left on it without a guest (None: not looked).
+
+        Unavailable when the control plane does not take it.
+        """
+        body: dict[str, object] = {
             "epoch": epoch,
             "availability_zone": zone,
             "inventory": asdict(inventory),
             "guests": [asdict(g) for g in guests],
         }
+        if residue is not None:
+            body["residue"] = residue
         try:
             response = self._client.post("/report", json=body, headers=self._proof())
         except httpx.TransportError as error:

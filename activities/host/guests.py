@@ -41,8 +41,17 @@ PARALLEL_BOOTS = (os.cpu_count() or 1) + 1
 class Guests(HostActivities):
     """Implements the contract for one hypervisor."""
 
-    def __init__(self, driver: Driver, pool: Executor, sealer: Sealer, epoch: str) -> None:
-        """``epoch`` names this start of the worker, in its reports too."""
+    def __init__(
+        self,
+        driver: Driver,
+        pool: Executor,
+        sealer: Sealer,
+        epoch: str,
+        on_destroyed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``epoch`` names this start of the worker, in its reports too. ``on_destroyed`` is called after
+        each destroy, done or failed."""
+        self._on_destroyed = on_destroyed
         self._driver = driver
         self._pool = pool
         self._sealer = sealer
@@ -62,9 +71,12 @@ class Guests(HostActivities):
     @activity.defn
     async def destroy_guest(self, cmd: DestroyGuest) -> None:
         async with _Beating("destroy") as beating:
-            await self._run(
-                cmd.server_id, beating, lambda _: self._driver.destroy(cmd.server_id, cmd.fence)
-            )
+            try:
+                await self._run(
+                    cmd.server_id, beating, lambda _: self._driver.destroy(cmd.server_id, cmd.fence)
+                )
+            finally:
+                self._on_destroyed()
 
     @activity.defn
     async def change_power(self, cmd: ChangePower) -> GuestPower:

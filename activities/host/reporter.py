@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 import structlog
 
@@ -18,6 +19,8 @@ from virt.driver import Driver
 _log = structlog.get_logger(__name__)
 OnPeers = Callable[[Sequence[str]], None]
 """Told the underlay addresses of the other hosts when they change."""
+RESIDUE_EVERY_S = 60.0
+"""How often the host is searched for what no guest owns: that is more work than listing its guests."""
 _SOON_S = 1.0
 """After a failed report, and between the two that confirm a change."""
 
@@ -40,6 +43,8 @@ class Reporter:
         self._zone = zone
         self._epoch = epoch
         self._changed = asyncio.Event()
+        self._search_at = 0.0
+        """When to search for residue again; ``time.monotonic``."""
         self.reported = asyncio.Event()
         """Set after the first report that was taken."""
 
@@ -64,16 +69,33 @@ class Reporter:
             except TimeoutError:
                 pass
 
+    def search(self) -> None:
+        """Report at once, and search for residue: something was removed. Called in the loop's thread."""
+        self._search_at = 0.0
+        self._changed.set()
+
+    def _residue(self, guests: Sequence[GuestReport]) -> list[str] | None:
+        """What is here without a guest; None when it is not time to look."""
+        if monotonic() < self._search_at:
+            return None
+        self._search_at = monotonic() + RESIDUE_EVERY_S
+        found = sorted(self._driver.owners() - {guest.server_id for guest in guests})
+        if found:
+            self._search_at = 0.0  # it may just be on its way, so look again with the next report
+        return found
+
     def _report(self) -> float | None:
         try:
             inventory, guests = self._driver.inventory(), self._driver.guests()
             _count(inventory.hypervisor_hostname, guests)
-            told = self._control.report(self._epoch, self._zone, inventory, guests)
+            residue = self._residue(guests)
+            told = self._control.report(self._epoch, self._zone, inventory, guests, residue)
             if self._on_peers is not None and told.peers != self._peers:
                 self._on_peers(told.peers)
                 self._peers = told.peers
             return told.interval_s
         except DuranovaError as error:
+            self._search_at = 0.0  # what was found was not heard
             _log.warning("report failed", error=error.message)
             return None
 

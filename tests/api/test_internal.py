@@ -41,13 +41,19 @@ class Reports:
         self.client = client
         self.epoch = new_id()
 
-    def send(self, *guests: tuple[str, PowerState, int], **changes: Any) -> Any:
+    def send(
+        self,
+        *guests: tuple[str, PowerState, int],
+        residue: list[str] | None = None,
+        **changes: Any,
+    ) -> Any:
         body = {
             "epoch": self.epoch,
             "inventory": {**INVENTORY, **changes},
             "guests": [
                 {"server_id": s, "power_state": int(p), "epoch": epoch} for s, p, epoch in guests
             ],
+            "residue": residue,
         }
         token = host_token(host_key(SECRET, HOST), HOST)
         url = f"/internal/v1/hosts/{HOST}/report"

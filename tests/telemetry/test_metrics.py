@@ -125,6 +125,10 @@ def test_live_operations_are_read_from_the_record_at_each_scrape(
     assert value(text, "duranova_operations_live", lifecycle="create", state="accepted") == 1
     assert value(text, "duranova_operations_live") == 3
     assert 102 <= value(text, "duranova_operation_oldest_live_seconds") < 160
+    ages = {s: value(text, "duranova_operation_oldest_seconds", state=s) for s in OperationState}
+    assert 100 <= ages["accepted"] < 160
+    assert 102 <= ages["running"] < 160
+    assert ages["waiting_operator"] == 0
 
 
 def test_labels_do_not_grow_with_what_clients_make_up(client: TestClient) -> None:

@@ -14,6 +14,7 @@ from workflows.policies import POLICIES
 Law = Callable[[Source], Iterator[int]]
 """The lines of a file that break it."""
 COMMITS = {
+    "api/drift.py": "each correction is a transaction of its own, and some start operations",
     "api/context.py": "the session of a request",
     "api/internal.py": "the report is kept before corrections start operations of their own",
     "api/launch.py": "row, commit, start",

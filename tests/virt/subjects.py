@@ -90,6 +90,9 @@ class NoNetwork:
         chosen = self.plugged if server_id is None else {server_id} & self.plugged.keys()
         return [f"rules:{tap_name(nic.port_id)}" for key in chosen for nic in self.plugged[key]]
 
+    def owners(self) -> set[str]:
+        return set(self.plugged)
+
     def networks(self) -> list[str]:
         return sorted({nic.network_id for nics in self.plugged.values() for nic in nics})
 

@@ -313,6 +313,14 @@ def test_nics_are_plugged_changed_and_removed(subject: Subject) -> None:
     assert driver.networks() == []
 
 
+def test_whatever_is_on_the_host_has_an_owner_until_it_is_gone(subject: Subject) -> None:
+    before = subject.driver.owners()
+    spec, token = subject.spawned(config_drive=True)
+    assert subject.driver.owners() - before == {spec.server_id}
+    subject.driver.destroy(spec.server_id, token)
+    assert subject.driver.owners() == before
+
+
 def test_residue_of_the_host_is_that_of_its_guests(subject: Subject) -> None:
     before = set(subject.driver.residue())
     spec, token = subject.spawned(config_drive=True)

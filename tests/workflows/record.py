@@ -26,7 +26,7 @@ from tests.workflows.fingerprints import write_fingerprints
 from tests.workflows.stage import HeldRun, Run, Stage, staged
 from tests.world import HOSTS, Script
 from workflows.contract import HostRef, PurgeGuest, RetryBuild, WebhookRef
-from workflows.reconcile import PurgeStaleGuest, SweepOperations, SyncHostNics
+from workflows.reconcile import PurgeStaleGuest, Reconcile, SweepOperations, SyncHostNics
 from workflows.webhooks import DeliverEvents, PruneEvents
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -83,6 +83,7 @@ async def _reconcilers(stage: Stage) -> AsyncIterator[tuple[str, Handle]]:
     stage.world.untold = 2
     for name, workflow, arguments in (
         ("sweep_operations", SweepOperations, []),
+        ("reconcile", Reconcile, []),
         ("sync_host_nics", SyncHostNics, [HostRef(HOSTS[0])]),
         ("purge_stale_guest", PurgeStaleGuest, [purge]),
         ("deliver_events", DeliverEvents, [WebhookRef("gone-soon")]),

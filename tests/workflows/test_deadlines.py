@@ -74,6 +74,15 @@ async def test_a_create_on_a_host_that_went_away_is_placed_on_another(client: Cl
     assert world.leaks() == []
 
 
+async def test_a_host_that_reports_but_takes_no_task_is_passed_over_the_second_time(
+    client: Client,
+) -> None:
+    world = World(servers={"s": Row(VmState.BUILDING)})
+    assert await play(client, world, "create", "s") == "succeeded"
+    assert world.servers["s"].host == PRESENT[0]
+    assert world.leaks() == []
+
+
 async def test_a_server_on_a_host_that_went_away_can_be_deleted(client: Client) -> None:
     world = World(servers={"s": Row(VmState.ACTIVE, host=AWAY, epoch=1)})
     world.claims["s"] = (AWAY, "earlier", 1, 1)

@@ -46,6 +46,7 @@ class Network(Protocol):
     def unplug(self, server_id: str) -> None: ...
     def apply(self, server_id: str, nics: Sequence[NicSpec]) -> None: ...
     def residue(self, server_id: str | None = None) -> list[str]: ...
+    def owners(self) -> set[str]: ...
     def networks(self) -> list[str]: ...
 
 
@@ -238,13 +239,14 @@ class LibvirtDriver(Driver):
 
     def residue(self, server_id: str | None = None) -> list[str]:
         domains = self._libvirt.domains(guest_name(server_id or ""))
-        return sorted(
-            [
-                *(f"domain:{seen.name}" for seen in domains),
-                *(f"file:{name}" for name in self._instances.files(server_id)),
-                *self._network.residue(server_id),
-            ]
-        )
+        names = [f"domain:{seen.name}" for seen in domains]
+        names += [f"file:{name}" for name in self._instances.files(server_id)]
+        return sorted(names + self._network.residue(server_id))
+
+    def owners(self) -> set[str]:
+        domains = self._libvirt.domains(guest_name(""))
+        named = {seen.name.removeprefix(guest_name("")) for seen in domains}
+        return named | set(self._instances.ids()) | self._network.owners()
 
     def networks(self) -> list[str]:
         return self._network.networks()

@@ -77,6 +77,7 @@ def test_residue_names_what_a_server_has(lab: Lab, network: HostNetwork, make_ni
     tap = tap_name(nic.port_id)
     assert network.residue("server-1") == [f"dhcp:{nic.port_id}", f"rules:{tap}", f"tap:{tap}"]
     assert len(network.residue()) == 6
+    assert network.owners() == {"server-1", "server-2"}
     assert network.residue("server-3") == []
 
 

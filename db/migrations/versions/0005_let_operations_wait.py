@@ -1,6 +1,6 @@
 """Let operations wait for an operator, and builds be retried.
 
-Revision 0006, based on 0004.
+Revision 0005, based on 0004.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
+revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
