@@ -61,9 +61,10 @@ class Drift:
                 self._session.commit()
 
     def restore_lost(self, suspects: list[Suspect]) -> None:
-        """Start guests that went down with their host, whatever the policy: nobody wished them down."""
+        """Start guests that went down with their host, whatever the policy and however often: nobody wished
+        them down. Only a guest that could not be started several times is given up."""
         for server, power_state, _ in self._still_idle(suspects):
-            if self._worn_out(server):
+            if self._worn_out(server, failed=True):
                 self._follow(server, PowerState(power_state), _WORN_OUT)
                 self._session.commit()
             else:
@@ -80,10 +81,10 @@ class Drift:
             else:
                 self._session.rollback()
 
-    def _worn_out(self, server: Server) -> bool:
-        """Whether it was restored so often lately that another time would only be one more."""
+    def _worn_out(self, server: Server, *, failed: bool = False) -> bool:
+        """Whether it was restored so often lately, or in vain, that another time would only be one more."""
         since = now() - timedelta(seconds=self._settings.power_restore_window_s)
-        made = count_corrections(self._session, server.id, SYSTEM_USER, since)
+        made = count_corrections(self._session, server.id, SYSTEM_USER, since, failed=failed)
         return made >= self._settings.power_restore_limit
 
     def _follow(self, server: Server, found: PowerState, why: str = "") -> None:

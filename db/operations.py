@@ -296,14 +296,19 @@ def record_correction(
     return operation
 
 
-def count_corrections(session: Session, server_id: str, user_id: str, since: datetime) -> int:
-    """How many operations this user, Duranova itself, has started on the server since then."""
+def count_corrections(
+    session: Session, server_id: str, user_id: str, since: datetime, *, failed: bool = False
+) -> int:
+    """How many operations this user, Duranova itself, has started on the server since then; or only those
+    that ``failed``."""
     query = select(func.count(col(Operation.id))).where(
         Operation.server_id == server_id,
         Operation.user_id == user_id,
         col(Operation.created_at) >= since,
         col(Operation.lifecycle).not_in(_CORRECTIONS),
     )
+    if failed:
+        query = query.where(Operation.state == OperationState.FAILED)
     return int(session.exec(query).one())
 
 

@@ -41,11 +41,11 @@ def operations(engine: Engine, server_id: str) -> list[Operation]:
         return list(session.exec(query.order_by(col(Operation.created_at))))
 
 
-def end(engine: Engine, server_id: str, **columns: Any) -> None:
-    """Every operation of the server ends well, and leaves it so."""
+def end(engine: Engine, server_id: str, outcome: str = "succeeded", **columns: Any) -> None:
+    """Every operation of the server ends so, and leaves it so."""
     with transaction(engine) as session:
         for operation in session.exec(select(Operation).where(Operation.server_id == server_id)):
-            operation.state = "succeeded"
+            operation.state = outcome
             session.add(operation)
         server = session.get_one(Server, server_id)
         for name, value in {"task_state": None, "updated_at": now(), **columns}.items():
@@ -146,11 +146,22 @@ def test_a_guest_whose_restoration_after_a_host_restart_fails_is_not_restarted_f
     server_id = add_server(engine, seen_by=new_id())
     for _ in range(6):
         reports.send((server_id, SHUTDOWN, 1))
-        end(engine, server_id)
+        end(engine, server_id, "failed")
     assert [o.lifecycle for o in operations(engine, server_id)] == [
         *["reboot_hard"] * 3,
         "follow_guest",
     ]
+
+
+def test_a_guest_is_restored_after_every_restart_of_its_host(
+    reports: Reports, engine: Engine
+) -> None:
+    server_id = add_server(engine, seen_by=new_id())
+    for _ in range(5):
+        reports.epoch = new_id()
+        reports.send((server_id, SHUTDOWN, 1))
+        end(engine, server_id, seen_by=reports.epoch)
+    assert [o.lifecycle for o in operations(engine, server_id)] == ["reboot_hard"] * 5
 
 
 def test_a_user_who_was_quicker_than_the_correction_wins(
