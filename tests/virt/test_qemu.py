@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from pyroute2 import netns
@@ -279,6 +280,32 @@ def test_a_guest_killed_with_its_daemon_while_it_started_is_built_by_the_next_tr
     booted(subject, spec.server_id)
     subject.driver.destroy(spec.server_id, token)
     assert subject.driver.residue() == []
+    subject.clean()
+
+
+def test_a_guest_whose_process_the_killed_daemon_did_not_know_yet_does_not_lock_its_successor(
+    own_libvirtd: PrivateLibvirtd, state_dir: Path
+) -> None:
+    """The moment between QEMU's start and the note of its pid, held still."""
+    own_libvirtd.start()
+    subject = qemu_subject(state_dir, own_libvirtd)
+    subject.open()
+    spec, token = subject.spawned()
+    pid_file = own_libvirtd.qemu_pid_file(guest_name(spec.server_id))
+    qemu = int(pid_file.read_text())
+    subject.driver.close()
+    kill_daemons(own_libvirtd)
+    status = pid_file.with_suffix(".xml")
+    note = ElementTree.parse(status)
+    note.getroot().attrib.update(state="paused", reason="starting up", pid="0")
+    note.write(status)
+    own_libvirtd.start()
+    subject.open()
+    assert subject.driver.spawn(spec, token, Progress()) == PowerState.RUNNING
+    assert int(pid_file.read_text()) != qemu
+    assert not Path(f"/proc/{qemu}/fd/0").exists()  # the one nobody knew is gone, or a zombie
+    booted(subject, spec.server_id)
+    subject.driver.destroy(spec.server_id, token)
     subject.clean()
 
 

@@ -21,6 +21,7 @@ import time
 import uuid
 from pathlib import Path
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 MOUNTS = {
     "etc": "/etc/libvirt",
@@ -208,6 +209,26 @@ def _kill_qemu(pid: int, guest: str) -> None:
         return
 
 
+def forget_unborn(status_dir: Path) -> None:
+    """Remove what a killed libvirtd noted of guests whose process it did not know yet (pid 0).
+
+    Its successor would take such a guest for running, wait for its monitor, and keep the guest's lock for
+    ever (seen with libvirt 9.0). Without the note the guest is what it is: defined and not running.
+    """
+    for status in status_dir.glob("*.xml"):
+        try:
+            unborn = ElementTree.parse(status).getroot().get("pid") == "0"  # noqa: S314  libvirtd's own
+        except (OSError, ElementTree.ParseError):
+            continue
+        if not unborn:
+            continue
+        pid_file = status.with_suffix(".pid")
+        if pid_file.exists():
+            _kill_qemu(int(pid_file.read_text() or 0), status.stem)
+        pid_file.unlink(missing_ok=True)
+        status.unlink()
+
+
 # --- the anchor, in its own process -----------------------------------------------------------------
 
 
@@ -251,6 +272,7 @@ class _Anchor:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
     def _start_daemon(self) -> float:
+        forget_unborn(self._directory / "run" / "qemu")
         # A daemon without its anchor would hold the pid file and the sockets of its successor.
         command = ["setpriv", "--pdeathsig", "KILL", "libvirtd", "-p", "/run/libvirt/libvirtd.pid"]
         self._daemon = subprocess.Popen(command).pid
