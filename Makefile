@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 RUN := .venv/bin/
 
-.PHONY: help setup demo test check fmt up coverage histories
+.PHONY: help setup demo test check fmt up chaos coverage histories
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,11 @@ demo: setup  ## boot a real guest through the real openstack client (KEEP=1: lea
 
 up: setup  ## run the all-in-one in ./.duranova
 	@$(RUN)duranova up
+
+SEED ?= 1
+ROUNDS ?= 5
+chaos: setup  ## kill processes under load, then look whether anything was lost (SEED=1 ROUNDS=5 OPTIONS=--whole)
+	@$(RUN)python -m chaos --seed $(SEED) --rounds $(ROUNDS) $(OPTIONS)
 
 coverage: setup  ## write docs/coverage.md from the routes
 	@$(RUN)python -m tests.coverage

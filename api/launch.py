@@ -154,7 +154,8 @@ class TemporalLauncher(Launcher):
         ]
         session.commit()
         for operation in operations:
-            self._start(operation)
+            if not self._start(operation):
+                break  # each further one would wait as long; the sweep starts them all
         return operations
 
     def act(
@@ -249,7 +250,8 @@ class TemporalLauncher(Launcher):
     def _secret(self) -> str:
         return self._settings.secret_key.get_secret_value()
 
-    def _start(self, operation: Operation) -> None:
+    def _start(self, operation: Operation) -> bool:
+        """Returns whether Temporal answered."""
         ref = ref_of(operation)
         workflow = LIFECYCLES[operation.lifecycle].workflow
         _log.info(
@@ -268,6 +270,8 @@ class TemporalLauncher(Launcher):
         except (RPCError, TimeoutError) as error:
             # The request is accepted and recorded; the sweep starts it when Temporal answers again.
             _log.warning("start left to the sweep", operation_id=operation.id, error=str(error))
+            return False
+        return True
 
     def _try(self, call: Coroutine[Any, Any, None], **context: str) -> bool:
         try:

@@ -16,7 +16,9 @@ from cli.datadir import StartError
 
 _log = structlog.get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
-_RESTART_S = 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+"""Before a child is started again: doubled each time that it dies young."""
+_YOUNG_S = 60.0
 _STOP_S = 30.0
 
 
@@ -53,12 +55,15 @@ class Child:
             await self._await_ready(ready, within_s)
         self._keeper = asyncio.create_task(self._keep())
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now; None while there is none."""
+        alive = self._process is not None and self._process.returncode is None
+        return self._process.pid if alive and self._process is not None else None
+
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that does not help in time."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
+        await self._let_go()
         if self._process is None or self._process.returncode is not None:
             return
         with suppress(ProcessLookupError):
@@ -70,11 +75,38 @@ class Child:
             self._process.kill()
             await self._process.wait()
 
+    async def kill(self) -> None:
+        """SIGKILL; it stays dead until ``start``."""
+        await self._let_go()
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    async def _let_go(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+
     async def _spawn(self) -> int | None:
         command, reader, writer = list(self._command), None, None
         if self._says_ready:
             reader, writer = os.pipe()
             command += ["--ready-fd", str(writer)]
+        try:
+            await self._exec(command, () if writer is None else (writer,))
+        except OSError:
+            if reader is not None:
+                os.close(reader)
+            raise
+        finally:
+            if writer is not None:
+                os.close(writer)
+        return reader
+
+    async def _exec(self, command: list[str], descriptors: tuple[int, ...]) -> None:
         with self._log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -82,13 +114,10 @@ class Child:
                 stdout=log,
                 stderr=log,
                 env=self._env,
-                pass_fds=() if writer is None else (writer,),
+                pass_fds=descriptors,
                 start_new_session=True,  # ctrl-C is ours to handle, in the right order
                 preexec_fn=_die_with_parent,
             )
-        if writer is not None:
-            os.close(writer)
-        return reader
 
     async def _await_ready(self, reader: int, within_s: float) -> None:
         try:
@@ -101,14 +130,42 @@ class Child:
             raise StartError(f"{self.name} did not start: {last_line(self._log_path)}")
 
     async def _keep(self) -> None:
+        loop, pause_s = asyncio.get_running_loop(), _FIRST_PAUSE_S
         while True:
+            started = loop.time()
             assert self._process is not None  # noqa: S101  # started before it is kept
             code = await self._process.wait()
-            _log.warning("child ended, starting it again", child=self.name, code=code)
-            await asyncio.sleep(_RESTART_S)
-            ready = await self._spawn()
-            if ready is not None:
-                os.close(ready)
+            lived_s = loop.time() - started
+            pause_s = _FIRST_PAUSE_S if lived_s >= _YOUNG_S else pause_s
+            _log.warning(
+                "child ended, starting it again",
+                child=self.name,
+                ended=_in_words(code),
+                lived_s=round(lived_s, 1),
+                pause_s=pause_s,
+                log=str(self._log_path),
+            )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await self._again()
+
+    async def _again(self) -> None:
+        while True:
+            try:
+                ready = await self._spawn()
+                break
+            except OSError as error:  # no process or no memory to be had right now
+                _log.error("child could not be started", child=self.name, error=str(error))
+                await asyncio.sleep(_LONGEST_PAUSE_S)
+        if ready is not None:
+            os.close(ready)
+        _log.info("child started again", child=self.name, pid=self.pid)
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {-code} ({signal.strsignal(-code)})"
 
 
 def last_line(log: Path) -> str:

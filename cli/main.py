@@ -171,8 +171,8 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
     from db.session import open_engine
     from runtime.telemetry import observed
     from runtime.temporal import connect_to, ensure_search_attributes
-    from workers.control import control_worker, ensure_standing_work
-    from workers.webhooks import ensure_deliveries
+    from workers.control import control_worker
+    from workers.standing import standing_work
 
     async def work() -> None:
         settings = Settings()
@@ -182,9 +182,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
             client = await connect_to(settings)
             await ensure_search_attributes(client)
             engine = open_engine(settings.database_url)
-            async with control_worker(client, engine, settings):
-                await ensure_standing_work(client)
-                await ensure_deliveries(client, settings)
+            async with control_worker(client, engine, settings), standing_work(client, settings):
                 _ready(ready_fd)
                 await _stopped().wait()
 

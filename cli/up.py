@@ -30,8 +30,8 @@ from runtime.devserver import free_port, wait_ready
 from runtime.settings import Settings
 from runtime.telemetry import observed
 from runtime.temporal import connect_to, ensure_search_attributes
-from workers.control import control_worker, ensure_standing_work
-from workers.webhooks import ensure_deliveries
+from workers.control import control_worker
+from workers.standing import standing_work
 
 _log = structlog.get_logger(__name__)
 Say = Callable[[str], None]
@@ -97,8 +97,7 @@ async def _start(
     # After the hosts: resumed operations find hosts that have reported, and none looks silent.
     say("control worker")
     await stack.enter_async_context(control_worker(client, engine, settings))
-    await ensure_standing_work(client)
-    await ensure_deliveries(client, settings)
+    await stack.enter_async_context(standing_work(client, settings))
 
 
 def _settings(options: UpOptions, data: DataDir) -> Settings:

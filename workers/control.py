@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
 from sqlalchemy import Engine
@@ -30,6 +31,7 @@ from domain.ids import CONTROL_QUEUE
 from runtime.settings import Settings
 from runtime.temporal import ensure_desk
 from workers.interceptors import Context, DomainErrors
+from workers.keeping import kept
 from workers.registry import implemented
 from workflows.catalog import WORKFLOWS
 from workflows.contract import ControlActivities
@@ -59,8 +61,14 @@ def control_activities(client: Client, engine: Engine, settings: Settings) -> Co
     )
 
 
-def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker:
-    """A worker to run beside the database; start as many as wanted, anywhere."""
+def control_worker(
+    client: Client, engine: Engine, settings: Settings
+) -> AbstractAsyncContextManager[None]:
+    """Run a worker beside the database inside the block; start as many as wanted, anywhere."""
+    return kept(lambda: _worker(client, engine, settings))
+
+
+def _worker(client: Client, engine: Engine, settings: Settings) -> Worker:
     return Worker(
         client,
         task_queue=CONTROL_QUEUE,
@@ -75,8 +83,11 @@ def control_worker(client: Client, engine: Engine, settings: Settings) -> Worker
     )
 
 
-async def ensure_standing_work(client: Client) -> None:
-    """What is there once in a namespace: the operator's desk, and the reconcilers' schedules, run now."""
+async def ensure_standing_work(client: Client, *, run_now: bool = True) -> None:
+    """What is there once in a namespace: the operator's desk, and the reconcilers' schedules.
+
+    ``run_now`` runs them at once; those that were missing are in any case.
+    """
     await ensure_desk(client)
     for name, (workflow, every) in SCHEDULES.items():
         schedule = Schedule(
@@ -87,4 +98,5 @@ async def ensure_standing_work(client: Client) -> None:
         try:
             await client.create_schedule(name, schedule, trigger_immediately=True)
         except ScheduleAlreadyRunningError:
-            await client.get_schedule_handle(name).trigger()
+            if run_now:
+                await client.get_schedule_handle(name).trigger()

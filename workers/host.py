@@ -25,7 +25,9 @@ from virt.fake import FakeDriver
 from virt.libvirt.driver import LibvirtDriver, LibvirtHost
 from virt.libvirt.probe import probe
 from virt.nics import HostNetwork
+from workers.alone import alone
 from workers.interceptors import Context, DomainErrors
+from workers.keeping import kept
 from workers.registry import implemented
 from workflows.contract import HostActivities
 
@@ -89,7 +91,13 @@ def _uses_kvm(settings: Settings, state_dir: Path) -> bool:
 @asynccontextmanager
 async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[Driver]:
     """Run one host inside the block, which gets its driver: activities are taken once the first report
-    was."""
+    was, and the host's earlier worker has ended."""
+    async with alone(plan.state_dir), _host(client, plan, settings) as driver:
+        yield driver
+
+
+@asynccontextmanager
+async def _host(client: Client, plan: HostPlan, settings: Settings) -> AsyncIterator[Driver]:
     control = ControlPlane(settings.control_url, plan.name, plan.key)
     driver, on_peers = await asyncio.to_thread(open_driver, plan, settings, control)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=plan.name)
@@ -97,20 +105,9 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
     reporter = Reporter(driver, control, plan.zone, epoch, on_peers)
     reports = asyncio.create_task(reporter.run())
     guests = Guests(driver, pool, Sealer(plan.key), epoch, reporter.search)
-    worker = Worker(
-        client,
-        task_queue=host_queue(plan.name),
-        activities=implemented(guests, HostActivities),
-        interceptors=[Context(), DomainErrors()],
-        # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
-        max_heartbeat_throttle_interval=timedelta(seconds=2),
-        default_heartbeat_throttle_interval=timedelta(seconds=1),
-        graceful_shutdown_timeout=timedelta(seconds=20),
-        max_concurrent_activities=200,
-    )
     try:
         await reporter.reported.wait()
-        async with worker:
+        async with kept(lambda: _worker(client, plan.name, guests)):
             _log.info("host runs", host=plan.name)
             yield driver
     finally:
@@ -120,6 +117,20 @@ async def host_worker(client: Client, plan: HostPlan, settings: Settings) -> Asy
         pool.shutdown(wait=True, cancel_futures=True)
         await asyncio.to_thread(driver.close)
         control.close()
+
+
+def _worker(client: Client, name: str, guests: Guests) -> Worker:
+    return Worker(
+        client,
+        task_queue=host_queue(name),
+        activities=implemented(guests, HostActivities),
+        interceptors=[Context(), DomainErrors()],
+        # Cancels ride on heartbeats, so those must not be held back (the default throttle is 30 s).
+        max_heartbeat_throttle_interval=timedelta(seconds=2),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        graceful_shutdown_timeout=timedelta(seconds=20),
+        max_concurrent_activities=200,
+    )
 
 
 async def run_hosts(

@@ -150,11 +150,9 @@ class Saga:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, _tb: TracebackType | None
     ) -> bool:
-        """Unwind on any exception; swallows it when the record says that the block had ended well."""
-        if exc is None or isinstance(
-            exc, GeneratorExit
-        ):  # a worker forgets the run; another goes on
-            return False
+        """Unwind on any failure or cancel; swallows it when the record says that the block had ended well."""
+        if not isinstance(exc, Exception | asyncio.CancelledError):
+            return False  # it ended well, or the workflow only leaves this worker's memory
         return not await undisturbed(self._unwound())
 
     async def _unwound(self) -> bool:

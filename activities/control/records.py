@@ -162,10 +162,13 @@ def _succeeded(
 
 def _failed(session: Session, server: Server, operation: Operation, cmd: Finish) -> None:
     message = cmd.error or "Unknown failure"
-    state = OperationState.CANCELLED if cmd.cancelled else OperationState.FAILED
+    # A step may find this out, and fail of it, before the workflow is told of the delete.
+    overtaken = server.task_state == TaskState.DELETING and operation.lifecycle != "delete"
+    cancelled = cmd.cancelled or overtaken
+    state = OperationState.CANCELLED if cancelled else OperationState.FAILED
     end_operation(session, operation, state, message)
-    if server.task_state == TaskState.DELETING and operation.lifecycle != "delete":
-        return  # delete has taken over; it writes the rest
+    if overtaken:
+        return  # delete writes the rest
     server.task_state = None
     failure = LIFECYCLES[operation.lifecycle].failure
     if failure is None:

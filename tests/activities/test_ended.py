@@ -13,10 +13,10 @@ from activities.control.records import Records
 from activities.control.sweep import Sweep, ref_of
 from db.hosts import Claim, report_host
 from db.operations import Operation
-from db.servers import Server
+from db.servers import Server, ServerFault
 from db.session import now, reading, transaction
 from domain.guest import Inventory
-from domain.states import OperationState, PowerState, VmState
+from domain.states import OperationState, PowerState, TaskState, VmState
 from runtime.settings import Settings
 from runtime.temporal import connect
 from tests.temporal_server import temporal_server
@@ -122,3 +122,18 @@ def test_a_success_that_comes_after_the_unwinding_began_is_not_taken(
         server = session.get(Server, ref.server_id)
         assert server is not None
         assert server.vm_state == VmState.BUILDING
+
+
+def test_an_operation_that_fails_of_a_delete_was_cancelled_and_leaves_no_fault(
+    engine: Engine, settings: Settings
+) -> None:
+    ref = claimed(engine, settings)
+    with transaction(engine) as session:
+        session.get_one(Server, ref.server_id).task_state = TaskState.DELETING
+    late = Finish(ref, succeeded=False, error="Instance is being deleted")
+    Records(engine, settings).finish(late)
+    with reading(engine) as session:
+        operation = session.get_one(Operation, ref.operation_id)
+        assert operation.state == OperationState.CANCELLED
+        assert session.get_one(Server, ref.server_id).vm_state == VmState.BUILDING
+        assert session.exec(select(ServerFault)).first() is None

@@ -1,0 +1,1 @@
+"""Load and kills at once, then an audit: a development tool, not part of the product."""

@@ -1,0 +1,65 @@
+"""A worker that failed for good is replaced; the block's end ends the one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from domain.ids import new_id
+from runtime.temporal import connect
+from tests.temporal_server import temporal_server
+from workers import keeping
+from workers.keeping import kept
+
+pytestmark = pytest.mark.temporal
+WITHIN = timedelta(seconds=30)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with temporal_server() as address:
+        yield address
+
+
+@pytest.fixture
+async def client(address: str) -> Client:
+    return await connect(address, "default")
+
+
+@activity.defn
+async def answer() -> int:
+    return 42
+
+
+async def test_a_worker_that_failed_is_replaced_and_its_queue_is_served_again(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "PAUSE_S", 0.05)
+    refused = await connect(address, "a-namespace-that-there-is-not")
+    queue, made = new_id(), []
+
+    def make() -> Worker:
+        made.append(client if made else refused)
+        return Worker(made[-1], task_queue=queue, activities=[answer])
+
+    async with asyncio.timeout(WITHIN.total_seconds()), kept(make):
+        result = await client.execute_activity(
+            answer, id=new_id(), task_queue=queue, schedule_to_close_timeout=WITHIN
+        )
+    assert result == 42
+    assert made == [refused, client]
+
+
+async def test_the_end_of_the_block_ends_the_worker(client: Client) -> None:
+    worker = Worker(client, task_queue=new_id(), activities=[answer])
+    async with asyncio.timeout(WITHIN.total_seconds()):
+        async with kept(lambda: worker):
+            while not worker.is_running:  # noqa: ASYNC110  # only polls
+                await asyncio.sleep(0.01)
+        assert worker.is_shutdown

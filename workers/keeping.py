@@ -1,0 +1,61 @@
+"""A Temporal worker that fails for good is replaced: a process must not live on, and report that it does,
+while nobody takes its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from temporalio.worker import Worker
+
+_log = structlog.get_logger(__name__)
+PAUSE_S = 5.0
+
+
+@asynccontextmanager
+async def kept(make: Callable[[], Worker]) -> AsyncIterator[None]:
+    """Run a worker inside the block, and a new one a moment after one failed (the SDK itself waits for a
+    server that is down; it gives up when it is refused). The block's end lets the last one finish."""
+    keeper = _Keeper(make)
+    running = asyncio.create_task(keeper.run())
+    try:
+        yield
+    finally:
+        keeper.stop()
+        await running
+
+
+class _Keeper:
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._make = make
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        while not self._stopping.is_set():
+            worker = self._make()
+            work = asyncio.create_task(worker.run())
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await worker.shutdown()
+            stopping.cancel()
+            try:
+                await work
+            except Exception as error:
+                # The SDK has logged the rest.
+                _log.error(
+                    "worker failed, starting another", queue=worker.task_queue, error=str(error)
+                )
+            await self._pause()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(PAUSE_S):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
