@@ -23,7 +23,7 @@ from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 from domain.guest import StageTaken
 from domain.ids import STATE_ATTRIBUTE, host_queue
 from workflows.contract import Begin, ControlActivities, Failure, Finish, Ref
-from workflows.policies import HOST_ANSWERS_WITHIN, POLICIES
+from workflows.policies import DEATHS_FORGIVEN, HOST_ANSWERS_WITHIN, POLICIES
 
 Command = TypeVar("Command")
 Result = TypeVar("Result")
@@ -52,6 +52,20 @@ async def do(
         )
         return local
     assert policy.on_host is (host is not None), f"{name} and its host"  # noqa: S101  # a programming error
+    for _ in range(DEATHS_FORGIVEN):
+        try:
+            return await _remote(activity, cmd, host)
+        except ActivityError as error:
+            if not _worker_died(error):
+                raise
+    return await _remote(activity, cmd, host)
+
+
+async def _remote(
+    activity: Callable[[Any, Command], Awaitable[Result]], cmd: Command, host: str | None
+) -> Result:
+    name = activity.__name__
+    policy = POLICIES[name]
     remote: Result = await workflow.execute_activity_method(
         activity,
         cmd,
@@ -65,6 +79,12 @@ async def do(
         summary=f"{name} on {host}" if host else name,
     )
     return remote
+
+
+def _worker_died(error: ActivityError) -> bool:
+    """Whether the last try ended because its worker was not heard of any more."""
+    cause = error.cause
+    return isinstance(cause, ActivityTimeoutError) and cause.type is TimeoutType.HEARTBEAT
 
 
 def host_did_not_answer(error: BaseException) -> bool:

@@ -14,6 +14,11 @@ HOST_ANSWERS_WITHIN = timedelta(seconds=60)
 """A host whose worker does not take a task in this time counts as not answering."""
 
 
+DEATHS_FORGIVEN = 5
+"""How often a call is begun anew, with all its tries, because the last one ended with its worker: the step was
+not to blame. Not without limit, since a call may be what kills the worker."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How one activity is called."""

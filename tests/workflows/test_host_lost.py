@@ -56,6 +56,20 @@ class DyingHost(WorldHost):
         raise RuntimeError("dead")
 
 
+class MortalHost(WorldHost):
+    """Its worker dies at the first calls, after their effect, and comes back each time."""
+
+    deaths = 4
+
+    @activity.defn
+    async def change_power(self, cmd: ChangePower) -> GuestPower:
+        power = await super().change_power(cmd)
+        if self.deaths:
+            self.deaths -= 1
+            await asyncio.Event().wait()  # no heartbeat any more
+        return power
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with temporal_server() as address:
@@ -72,7 +86,7 @@ async def client(address: str, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 @asynccontextmanager
-async def workers(client: Client, world: World) -> AsyncIterator[None]:
+async def workers(client: Client, world: World, first: WorldHost | None) -> AsyncIterator[None]:
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
         control = Worker(
@@ -84,20 +98,21 @@ async def workers(client: Client, world: World) -> AsyncIterator[None]:
         )
         await stack.enter_async_context(control)
         for host in HOSTS:
-            subject = DyingHost(world, host, over) if host == DYING else WorldHost(world, host)
+            dying = first or DyingHost(world, host, over)
+            subject = dying if host == DYING else WorldHost(world, host)
             worker = Worker(
                 client,
                 task_queue=host_queue(host),
                 activities=implemented(subject, HostActivities),
-                max_concurrent_activities=1 if host == DYING else 10,
+                max_concurrent_activities=1 if isinstance(subject, DyingHost) else 10,
             )
             await stack.enter_async_context(worker)
         stack.callback(over.set)
         yield
 
 
-async def play(client: Client, world: World, lifecycle: str) -> str:
-    async with workers(client, world):
+async def play(client: Client, world: World, lifecycle: str, first: WorldHost | None = None) -> str:
+    async with workers(client, world, first):
         ref = Ref(new_id(), "s", "project-1", "req-1", lifecycle)
         world.operations[ref.operation_id] = "accepted"
         outcome: str = await client.execute_workflow(
@@ -108,6 +123,17 @@ async def play(client: Client, world: World, lifecycle: str) -> str:
             result_type=str,
         )
         return outcome
+
+
+async def test_a_worker_that_is_killed_again_and_again_does_not_fail_the_operation(
+    client: Client,
+) -> None:
+    """More often than a step is tried."""
+    world = World(servers={"s": Row(VmState.ACTIVE, host=DYING, epoch=1)})
+    world.claims["s"] = (DYING, "earlier", 1, 1)
+    world.guests[DYING, "s"] = (1, PowerState.RUNNING)
+    assert await play(client, world, "stop", MortalHost(world, DYING)) == "succeeded"
+    assert world.servers["s"].vm_state is VmState.STOPPED
 
 
 async def test_a_build_is_placed_again_when_its_host_dies_at_work(client: Client) -> None:
