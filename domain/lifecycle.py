@@ -81,6 +81,8 @@ RESUME = Lifecycle(
 
 RETRY_BUILD = "retry_build"
 """The key of the create that is tried again; the action is the same."""
+BUILDS = ("create", RETRY_BUILD)
+"""Lifecycles that make a guest, and that can be done again."""
 
 LIFECYCLES: dict[str, Lifecycle] = {
     "create": CREATE,

@@ -181,7 +181,7 @@ class WorldControl(ControlActivities):
             row.epoch += cmd.ref.lifecycle in ("delete", RETRY_BUILD)
         fence = Fence(row.epoch, cmd.ref.operation_id)
         guest = spec(cmd.ref.server_id) if row.host else None
-        return Located(row.host, fence, guest, {"timeout_s": "1"})
+        return Located(row.host, fence, guest, {"timeout_s": "1"}, attempt=1)
 
     @activity.defn
     async def may_unwind(self, cmd: Begin) -> Verdict:

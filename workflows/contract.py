@@ -24,6 +24,8 @@ class Ref:
     """Key of ``domain.lifecycle.LIFECYCLES``."""
     hold_s: float = 0.0
     """How long a failed step waits for an operator before it is given up; 0: not at all."""
+    unwind: str = ""
+    """Why nothing is to be done but to undo what an earlier run of this operation left; empty: do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class Located:
     fence: Fence
     spec: GuestSpec | None
     input: dict[str, str] = field(default_factory=dict)
+    attempt: int = 0
+    """The operation's last try of a host."""
 
 
 @dataclass(frozen=True, slots=True)

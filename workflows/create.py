@@ -20,6 +20,7 @@ from workflows.contract import (
     Finish,
     GuestPower,
     HostActivities,
+    Located,
     Placed,
     Ref,
     ReleaseClaim,
@@ -69,6 +70,8 @@ class CreateServer(Holding):
         silent: set[str | None] = set()
         reason: str | None = None
         attempt, failures = 0, 0
+        if ref.unwind:
+            return await self._give_up(ref)
         to_clear = ref.lifecycle == RETRY_BUILD
         while failures < BUILD_ATTEMPTS:
             attempt += 1
@@ -100,18 +103,30 @@ class CreateServer(Holding):
         await do(ControlActivities.finish_operation, Finish(ref, succeeded=False, error=reason))
         return FAILED
 
-    async def _clear(self, ref: Ref) -> None:
+    async def _give_up(self, ref: Ref) -> str:
+        """Undo what a run of this operation left that could not do so itself: it was terminated."""
+        verdict = await do(ControlActivities.may_unwind, Begin(ref))
+        if not verdict.allowed:
+            return SUCCEEDED
+        located = await self._clear(ref)
+        await do(ControlActivities.release_claim, ReleaseClaim(ref, located.attempt))
+        failed = Finish(ref, succeeded=False, error=ref.unwind)
+        await do(ControlActivities.finish_operation, failed)
+        return FAILED
+
+    async def _clear(self, ref: Ref) -> Located:
         """Take down what a build that could not unwind left on its host. One that does not answer is
         cleaned when it reports again: the epoch has moved on."""
         located = await do(ControlActivities.begin_operation, Begin(ref))
         if located.host is None:
-            return
+            return located
         destroy = DestroyGuest(located.fence, ref.server_id)
         try:
             await do(HostActivities.destroy_guest, destroy, host=located.host)
         except FailureError as error:
             reraise_cancel(error)
             workflow.logger.warning("left to the host's next report: %s", error)
+        return located
 
     async def _build(self, attempt: Attempt, passed_over: tuple[str, ...]) -> None:
         ref, self._host = attempt.ref, None

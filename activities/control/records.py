@@ -21,7 +21,8 @@ from runtime.settings import Settings
 from workflows.contract import ApplyNics, Begin, Finish, GuestPower, Located, Ref, Verdict
 
 _FAULT_CHARS = 255
-_UNWINDING = "unwinding"
+UNWINDING = "unwinding"
+"""The step of an operation that is being undone."""
 _log = structlog.get_logger(__name__)
 
 
@@ -46,6 +47,7 @@ class Records:
                 fence=Fence(int(operation.input.get("epoch", server.epoch)), operation.id),
                 spec=guest_spec(session, server, server.host) if here and server.host else None,
                 input={"timeout_s": str(self._timeout(operation))},
+                attempt=operation.attempt,
             )
 
     def _enter(self, session: Session, server: Server, operation: Operation) -> None:
@@ -71,7 +73,7 @@ class Records:
             server, operation = _load(session, cmd.ref)
             if operation.state not in LIVE_OPERATION_STATES:
                 return
-            if cmd.succeeded and operation.step == _UNWINDING:
+            if cmd.succeeded and operation.step == UNWINDING:
                 return  # a late success: what it speaks of is being taken down
             ended = [operation]
             add_stages(session, operation, operation.host, cmd.guest.stages if cmd.guest else ())
@@ -93,7 +95,7 @@ class Records:
             if operation.state == OperationState.SUCCEEDED:
                 return Verdict(allowed=False)
             if operation.state in LIVE_OPERATION_STATES:
-                operation.step = _UNWINDING
+                operation.step = UNWINDING
                 operation.updated_at = now()
                 session.add(operation)
             return Verdict(allowed=True)

@@ -15,13 +15,11 @@ from db.operations import Operation, accept_operation, live_operations
 from db.servers import Server
 from db.session import now, transaction
 from domain.errors import Conflict, NotFound, ServerBusy
-from domain.lifecycle import LIFECYCLES, RETRY_BUILD
+from domain.lifecycle import BUILDS, LIFECYCLES, RETRY_BUILD
 from domain.states import LIVE_OPERATION_STATES, OperationState, VmState
 from runtime.temporal import start_operation
 from workflows.contract import Accepted, Ref, RetryBuild
 
-BUILDS = ("create", RETRY_BUILD)
-"""Lifecycles that can be done again."""
 _KEPT = ("hold_s", "host", "hypervisor_hostname")
 """What of the first request's input counts for its repetition, too."""
 

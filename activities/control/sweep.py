@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -10,14 +11,14 @@ from sqlalchemy import Engine
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.control.records import Records, ref_of
+from activities.control.records import UNWINDING, Records, ref_of
 from db.idempotency import prune_keys
 from db.operations import Operation, live_everywhere
 from db.session import now, reading, transaction
-from domain.lifecycle import LIFECYCLES
+from domain.lifecycle import BUILDS, LIFECYCLES
 from domain.states import LIVE_OPERATION_STATES, OperationState
 from runtime.temporal import run_status, start_operation
-from workflows.contract import Finish, Swept
+from workflows.contract import Finish, Ref, Swept
 
 GRACE = timedelta(seconds=5)
 """An operation younger than this is still being started by the API."""
@@ -52,12 +53,16 @@ class Sweep:
             operation = await asyncio.to_thread(self._still_live, found.id)
             if operation is None:
                 continue
-            accepted = operation.state == OperationState.ACCEPTED
-            if not accepted and status in _OVER:
-                await asyncio.to_thread(self._close, operation, _OVER[status])
+            reason = _OVER.get(status) if status else None
+            if operation.state == OperationState.ACCEPTED or reason is None:
+                if await self._start(ref_of(operation)):
+                    restarted.append(operation.id)
+            elif _leaves_something(operation, status):
+                if await self._start(replace(ref_of(operation), unwind=reason)):
+                    closed.append(operation.id)
+            else:
+                await asyncio.to_thread(self._close, operation, reason)
                 closed.append(operation.id)
-            elif await self._start(operation):
-                restarted.append(operation.id)
         return Swept(tuple(restarted), tuple(closed))
 
     def _prune(self) -> None:
@@ -74,15 +79,23 @@ class Sweep:
             live = operation is not None and operation.state in LIVE_OPERATION_STATES
             return operation if live else None
 
-    async def _start(self, operation: Operation) -> bool:
+    async def _start(self, ref: Ref) -> bool:
         try:
-            workflow = LIFECYCLES[operation.lifecycle].workflow
-            await start_operation(self._client, workflow, ref_of(operation))
+            await start_operation(self._client, LIFECYCLES[ref.lifecycle].workflow, ref)
         except WorkflowAlreadyStartedError:
             return False  # somebody was quicker
-        _log.warning("operation started by the sweep", operation_id=operation.id)
+        _log.warning(
+            "operation started by the sweep", operation_id=ref.operation_id, unwind=ref.unwind
+        )
         return True
 
     def _close(self, operation: Operation, reason: str) -> None:
         _log.warning("operation closed by the sweep", operation_id=operation.id, reason=reason)
         self._records.finish(Finish(ref_of(operation), succeeded=False, error=reason))
+
+
+def _leaves_something(operation: Operation, status: WorkflowExecutionStatus | None) -> bool:
+    """Whether a run that has ended without a word may have left a claim or a guest: a build. One whose
+    undoing has failed by itself would fail again."""
+    hopeless = status is WorkflowExecutionStatus.FAILED and operation.step == UNWINDING
+    return operation.lifecycle in BUILDS and not hopeless

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
 import sqlite3
 import subprocess
@@ -73,9 +72,6 @@ async def cloud(directory: Path) -> AsyncIterator[tuple[Stack, Server]]:
         await server.start()
         stack = await ending.enter_async_context(running_stack(directory, server.address, hosts=2))
         yield stack, server
-    # Runs that a server has forgotten are in nobody's cache but the garbage: it is emptied here, not in the
-    # middle of whatever comes next.
-    gc.collect()
 
 
 def accepted(stack: Stack) -> list[Operation]:

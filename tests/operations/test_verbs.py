@@ -11,6 +11,7 @@ from temporalio.client import WorkflowUpdateFailedError
 from domain.errors import GuestRefused
 from domain.guest import STAGES
 from domain.ids import CONTROL_QUEUE, OPERATOR_DESK, server_workflow_id
+from domain.states import LIVE_OPERATION_STATES
 from runtime.temporal import ensure_desk
 from tests.operations.conftest import HOLD, TRIES, Desk, taken
 from workflows.contract import RetryBuild
@@ -86,7 +87,7 @@ async def test_the_operators_desk_retries_a_failed_build(desk: Desk) -> None:
     await at_desk.terminate()
 
 
-async def test_a_retry_clears_what_a_terminated_build_left_behind(desk: Desk) -> None:
+async def test_what_a_terminated_build_left_is_undone_and_it_can_be_retried(desk: Desk) -> None:
     driver = desk.driver("start")
     driver.faults.fail("start", TRIES)
     server_id = await desk.build("start", **HOLD)
@@ -95,7 +96,9 @@ async def test_a_retry_clears_what_a_terminated_build_left_behind(desk: Desk) ->
     assert (await desk.say(held, "resume")).status_code == 409  # nobody is there to hear it
     failed = await swept(desk, server_id)
     assert failed["state"] == "failed"
-    assert driver.residue(server_id) != []
+    assert "terminated" in failed["error"]
+    assert driver.residue() == []
+    assert (await desk.stack.until(server_id, "ERROR"))["OS-EXT-SRV-ATTR:host"] is None
     answer = await desk.say(failed, "retry")
     assert answer.status_code == 202, answer.text
     await desk.stack.until(server_id, "ACTIVE")
@@ -106,7 +109,7 @@ async def test_a_retry_clears_what_a_terminated_build_left_behind(desk: Desk) ->
 async def swept(desk: Desk, server_id: str) -> dict[str, Any]:
     """The newest operation once the sweep has ended it; it leaves those of the last seconds alone."""
     async with asyncio.timeout(30):
-        while (found := await desk.newest(server_id))["state"] == "waiting_operator":
+        while (found := await desk.newest(server_id))["state"] in LIVE_OPERATION_STATES:
             await desk.stack.temporal.execute_workflow(
                 "SweepOperations", id="sweep-now", task_queue=CONTROL_QUEUE
             )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
-from temporalio.client import WorkflowUpdateFailedError
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from domain.errors import Kind
 from domain.guest import STAGES
 from domain.states import VmState
+from runtime.temporal import start_operation
 from tests.temporal_server import temporal_server
 from tests.workflows.stage import HeldRun, Stage, staged
 from tests.world import LIVE
@@ -184,6 +186,20 @@ async def test_a_cancel_ends_a_wait_and_undoes(stage: Stage) -> None:
     await run.handle.cancel()
     await run.playing
     check_gone(run, VmState.ERROR)
+
+
+async def test_what_a_terminated_build_left_is_undone_by_a_run_for_that_alone(stage: Stage) -> None:
+    run = HeldRun(stage)
+    await run.held()
+    await run.handle.terminate()
+    with pytest.raises(WorkflowFailureError):
+        await run.playing
+    assert run.ref.server_id in run.world.claims
+    again = replace(run.ref, unwind="terminated")
+    await start_operation(run.client, "CreateServer", again)
+    assert await run.handle.result() == "failed"
+    check_gone(run, VmState.ERROR)
+    assert run.row.fault == "terminated"
 
 
 async def test_the_same_order_twice_is_one_order(stage: Stage) -> None:
