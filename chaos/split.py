@@ -146,6 +146,7 @@ class SplitCloud:
     def _control_side(self) -> dict[str, str]:
         settings = self.settings
         return {
+            "DURANOVA_REPORT_INTERVAL_S": "2",  # the audit waits for reports
             "DURANOVA_DATA_DIR": str(settings.data_dir),
             "DURANOVA_DATABASE_URL": settings.database_url,
             "DURANOVA_TEMPORAL_ADDRESS": settings.temporal_address,

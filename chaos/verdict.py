@@ -133,8 +133,12 @@ def _outcome(operations: list[Operation]) -> set[VmState] | None:
     """The states in which a server may be after these; None when nothing can be said."""
     states: set[VmState] | None = {VmState.BUILDING}
     for o in sorted(operations, key=lambda o: (o.finished_at or o.updated_at, o.created_at)):
-        row = LIFECYCLES[o.lifecycle]
-        if o.state == OperationState.SUCCEEDED:
+        row = LIFECYCLES.get(o.lifecycle)
+        if (
+            row is None
+        ):  # a correction: the record followed the guest, with which it is compared anyway
+            states = None
+        elif o.state == OperationState.SUCCEEDED:
             states = {row.success}
         elif o.state == OperationState.FAILED:
             # Whether the host had done it when contact was lost shows in the next reports.
