@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -14,7 +13,6 @@ from domain.ids import CONTROL_QUEUE, host_queue, new_id
 from domain.lifecycle import LIFECYCLES
 from domain.states import PowerState, VmState
 from runtime.temporal import connect
-from tests.temporal_server import temporal_server
 from tests.world import HOSTS, Row, World, WorldControl, WorldHost
 from workers.control import RUNNER
 from workers.registry import implemented
@@ -24,12 +22,6 @@ from workflows.contract import ControlActivities, HostActivities, Ref
 
 pytestmark = pytest.mark.temporal
 AWAY, *PRESENT = HOSTS
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with temporal_server() as address:
-        yield address
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,24 +13,11 @@ from domain.errors import Kind
 from domain.guest import STAGES
 from domain.states import VmState
 from runtime.temporal import start_operation
-from tests.temporal_server import temporal_server
-from tests.workflows.stage import HeldRun, Stage, staged
+from tests.workflows.stage import HeldRun, Stage
 from tests.world import LIVE
 from workflows.contract import Order
 
 pytestmark = pytest.mark.temporal
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with temporal_server() as address:
-        yield address
-
-
-@pytest.fixture
-async def stage(address: str) -> AsyncIterator[Stage]:
-    async with staged(address) as stage:
-        yield stage
 
 
 def check_active(run: HeldRun) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +17,6 @@ from domain.ids import CONTROL_QUEUE, host_queue, new_id
 from domain.lifecycle import LIFECYCLES
 from domain.states import PowerState, VmState
 from runtime.temporal import connect
-from tests.temporal_server import temporal_server
 from tests.world import HOSTS, Row, World, WorldControl, WorldHost
 from workers.control import RUNNER
 from workers.registry import implemented
@@ -68,12 +67,6 @@ class MortalHost(WorldHost):
             self.deaths -= 1
             await asyncio.Event().wait()  # no heartbeat any more
         return power
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with temporal_server() as address:
-        yield address
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -13,18 +12,11 @@ from temporalio.worker import Worker
 
 from domain.ids import new_id
 from runtime.temporal import connect
-from tests.temporal_server import temporal_server
 from workers import keeping
 from workers.keeping import kept
 
 pytestmark = pytest.mark.temporal
 WITHIN = timedelta(seconds=30)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with temporal_server() as address:
-        yield address
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ must have no leak and the row must be in the state the lifecycle table says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -17,24 +17,11 @@ from domain.errors import Kind
 from domain.guest import Fence
 from domain.lifecycle import LIFECYCLES
 from domain.states import VmState
-from tests.temporal_server import temporal_server
-from tests.workflows.stage import Run, Stage, staged
+from tests.workflows.stage import Run, Stage
 from tests.world import HOSTS, LIVE, WorldHost, spec
 from workflows.contract import SpawnGuest
 
 pytestmark = pytest.mark.temporal
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with temporal_server() as address:
-        yield address
-
-
-@pytest.fixture
-async def stage(address: str) -> AsyncIterator[Stage]:
-    async with staged(address) as stage:
-        yield stage
 
 
 async def at_each_call(stage: Stage, lifecycle: str, bend: Callable[[Run, str], None]) -> list[Run]:
