@@ -8,14 +8,12 @@ from dataclasses import replace
 import pytest
 
 from domain.errors import Fenced, GuestRefused, NotFound
-from domain.guest import Fence, GuestSpec
+from domain.guest import STAGES, Fence, GuestSpec
 from domain.ids import new_id, tap_name
 from domain.states import PowerState
 from tests.virt.subjects import BOOT_TIMEOUT_S, Subject, fence, nic
 from tests.virt.waiting import eventually
 from virt.driver import Cancelled, Progress
-
-STAGES = ["image", "disk", "config_drive", "nics", "define", "start"]
 
 
 def steps_of(subject: Subject, spec: GuestSpec, token: Fence) -> list[str]:
@@ -43,7 +41,7 @@ def states(subject: Subject) -> dict[str, int]:
 
 def test_spawn_goes_through_its_stages_and_runs(subject: Subject) -> None:
     spec = subject.spec(config_drive=True)
-    assert steps_of(subject, spec, fence()) == STAGES
+    assert steps_of(subject, spec, fence()) == [*STAGES]
     assert subject.driver.power_state(spec.server_id) == PowerState.RUNNING
 
 
@@ -356,3 +354,21 @@ def test_a_half_built_guest_is_finished_by_the_next_worker(subject: Subject) -> 
         subject.driver.spawn(spec, token, cancel_at("define"))
     subject.restart()
     assert subject.driver.spawn(spec, token, Progress()) == PowerState.RUNNING
+
+
+@pytest.mark.parametrize("at", STAGES[:-1])
+def test_a_build_goes_on_at_the_stage_where_it_stopped(subject: Subject, at: str) -> None:
+    spec, token, steps = subject.spec(config_drive=True), fence(), list[str]()
+    with pytest.raises(Cancelled):
+        subject.driver.spawn(spec, token, cancel_at(at))
+    going_on = Progress(on_step=steps.append)
+    assert subject.driver.spawn(spec, token, going_on, resume_at=at) == PowerState.RUNNING
+    assert steps == [*STAGES[STAGES.index(at) :]]
+
+
+def test_a_build_under_a_later_fence_goes_on_with_nothing(subject: Subject) -> None:
+    spec, steps = subject.spec(), list[str]()
+    with pytest.raises(Cancelled):
+        subject.driver.spawn(spec, fence(), cancel_at("define"))
+    subject.driver.spawn(spec, fence(), Progress(on_step=steps.append), resume_at="define")
+    assert steps == [*STAGES]
