@@ -61,10 +61,13 @@ def report(host: TheHost, body: Report, request: Request, db: Db, cloud: TheClou
     stale = [(s.id, g.epoch) for s, g in seen if _moved_on(s, host, g)]
     at_home = [(s, g) for s, g in seen if s.host == host and s.deleted_at is None]
     lost = [(s, g) for s, g in at_home if _died_with_host(s, g, body.epoch)]
-    changed = [(s, g) for s, g in at_home if drifted(s.vm_state, g.power_state)]
+    lost_ids = {s.id for s, _ in lost}
+    changed = [
+        (s, g) for s, g in at_home if s.id not in lost_ids and drifted(s.vm_state, g.power_state)
+    ]
     for server in (s for s, g in at_home if g.power_state == PowerState.RUNNING):
         server.seen_by = body.epoch
-    confirmed, pending = _confirm(row, [pair for pair in changed if pair not in lost])
+    confirmed, pending = _confirm(row, changed)
     if stale:
         note_success(db, "purge", now(), fixes=len(stale))
     db.add(row)

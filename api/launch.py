@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlmodel import Session
-from temporalio.client import Client
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.client import ActivityFailureError, Client
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from activities.control.records import ref_of
@@ -24,7 +24,7 @@ from api.policy import Caller, permits
 from db.operations import Operation, accept_operation, live_operations
 from db.servers import Server
 from db.session import now
-from domain.errors import Conflict, DuranovaError, NotFound, ServerBusy, Unavailable
+from domain.errors import Conflict, DuranovaError, Kind, NotFound, ServerBusy, Unavailable
 from domain.guest import Fence
 from domain.ids import host_queue
 from domain.lifecycle import LIFECYCLES, Lifecycle, check_allowed
@@ -60,7 +60,6 @@ class Launcher(ABC):
     ) -> list[Operation]:
         """Record a ``create`` operation per new server row (already added, with ports), commit, start.
 
-        ``input`` holds the request's constraints that are not the server's (a forced host).
         ``input`` holds what counts for this operation only: ``host`` and ``hypervisor_hostname``, where
         one was asked for. Commits the session. The servers are BUILD/scheduling afterwards.
         """
@@ -92,7 +91,8 @@ class Launcher(ABC):
     ) -> T:
         """Record and start a new operation that builds again what this failed create left in ERROR.
 
-        Commits the session, after ``answer`` has made of the new operation what is returned. Conflict, saying why, when it cannot be retried.
+        Commits the session, after ``answer`` has made of the new operation what is returned. Conflict,
+        saying why, when it cannot be retried.
         """
 
     @abstractmethod
@@ -205,12 +205,13 @@ class TemporalLauncher(Launcher):
 
     def cancel(self, operation: Operation) -> None:
         try:
-            self._wait(cancel_operation(self._client, operation.server_id))
-        except NotFound:
-            # Accepted, and not started yet: it is started to be cancelled, so that its end is written.
-            self._start(operation)
-            self._wait(cancel_operation(self._client, operation.server_id))
-        except (RPCError, TimeoutError) as error:
+            try:
+                self._wait(cancel_operation(self._client, operation.server_id))
+            except NotFound:
+                # Accepted, and not started yet: it is started to be cancelled, so that its end is written.
+                self._start(operation)
+                self._wait(cancel_operation(self._client, operation.server_id))
+        except (NotFound, RPCError, TimeoutError) as error:
             raise Unavailable(f"Temporal did not take the cancel: {error}") from error
 
     def read_console(self, host: str, server_id: str, max_bytes: int) -> bytes:
@@ -223,9 +224,11 @@ class TemporalLauncher(Launcher):
         )
         try:
             sealed = self._wait(call, _CONSOLE_S + 2)
-        except Exception as error:
-            if "NotFound" in str(getattr(error.__cause__, "type", "")):
+        except ActivityFailureError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.type == Kind.NOT_FOUND:
                 raise NotFound(f"Instance {server_id} could not be found.") from error
+            raise Unavailable(f"Host {host} did not answer") from error
+        except (RPCError, TimeoutError) as error:
             raise Unavailable(f"Host {host} did not answer") from error
         return Sealer(host_key(self._secret, host)).unseal(sealed.sealed)
 

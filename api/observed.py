@@ -70,7 +70,7 @@ class _Exchange:
 
         try:
             await app(self._scope, receive, counted)
-        except Exception:
+        except Exception:  # raised again: only counted and logged on its way
             if self._status is None:  # else whoever answered has logged it
                 _log.exception("request failed outside its handler", path=self._path)
                 self._answered(500)

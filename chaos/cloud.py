@@ -69,7 +69,7 @@ class UpCloud:
         """Start it again after a while; it was killed, or ended by itself."""
         assert self._process is not None
         self._process.wait(timeout=STOP_S)
-        time.sleep(after_s)
+        time.sleep(after_s)  # the outage itself, as long as the plan says
         self.start()
 
     @property

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 
 from domain.states import OperationState
 from workflows.contract import ControlActivities, Failure, GoOn, Hold, Order
@@ -60,14 +60,16 @@ class Holding(Operation):
                     timeout=until,
                     timeout_summary="deadline of the wait for an operator",
                 )
-        except asyncio.CancelledError:
+            self._show_running()
+            verb, order = self._said or (ABORT, _DEADLINE)
+            await do(ControlActivities.release_hold, GoOn(failure.ref, number, verb, order))
+            self._gone_on = number
+        except (asyncio.CancelledError, FailureError):
+            # Also when a verb was said and is being written down: the operation ends only when whoever said
+            # it has been answered.
             self._overtaken = True
             self._show_running()
             raise
-        self._show_running()
-        verb, order = self._said or (ABORT, _DEADLINE)
-        await do(ControlActivities.release_hold, GoOn(failure.ref, number, verb, order))
-        self._gone_on = number
         if verb == ABORT:
             raise Aborted(f"{failure.error} (given up by {order.by or 'an operator'})")
         return verb

@@ -28,10 +28,8 @@ from workflows.policies import DEATHS_FORGIVEN, HOST_ANSWERS_WITHIN, POLICIES
 Command = TypeVar("Command")
 Result = TypeVar("Result")
 
-SUCCEEDED, FAILED, CANCELLED, DELETED = "succeeded", "failed", "cancelled", "deleted"
-"""Outcomes of an operation workflow; ``deleted`` means that delete took over."""
-
-
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+"""Outcomes of an operation workflow."""
 _STATE = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
 
 

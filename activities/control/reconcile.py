@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -55,16 +56,16 @@ class Reconcilers:
             "retention": self._forget,
         }
         runs: dict[str, Callable[[], Awaitable[int]]] = {
-            name: lambda n=name, r=repair: asyncio.to_thread(self._repair, n, r)  # type: ignore[misc]  # bound now
+            name: partial(asyncio.to_thread, self._repair, name, repair)
             for name, repair in repairs.items()
         }
-        runs |= {"hosts": lambda: asyncio.to_thread(self._hosts), "queues": self._queues}
+        runs |= {"hosts": partial(asyncio.to_thread, self._hosts), "queues": self._queues}
         fixes: dict[str, int] = {}
         failed = []
         for name, run in runs.items():
             try:
                 fixes[name] = await run()
-            except Exception:
+            except Exception:  # whatever it is: one broken reconciler must not stop the others
                 _log.exception("reconciler failed", reconciler=name)
                 failed.append(name)
         return Reconciled(fixes, tuple(failed))

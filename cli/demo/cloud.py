@@ -198,7 +198,7 @@ class DemoCloud:
         while orphans := _processes(f"{self.directory}/hosts", f"{self.directory}/temporal.db"):
             if time.monotonic() > deadline:
                 raise StartError(f"these processes did not end: {', '.join(map(str, orphans))}")
-            time.sleep(0.1)
+            time.sleep(0.1)  # nobody tells of the end of a process that is not ours
 
     def _domains(self) -> list[str]:
         if self._driver == "fake":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
 from domain.errors import Kind
 from domain.guest import STAGES
 from domain.states import VmState
 from runtime.temporal import start_operation
-from tests.workflows.stage import HeldRun, Stage
+from tests.workflows.stage import WITHIN_S, HeldRun, Stage
 from tests.world import LIVE
 from workflows.contract import Order
 
@@ -164,6 +166,30 @@ async def test_a_delete_wins_over_a_wait(stage: Stage, at: str) -> None:
     await run.delete()
     await run.playing
     check_gone(run, VmState.DELETED)
+
+
+@pytest.mark.parametrize("by", ["delete", "cancel"])
+async def test_a_delete_or_a_cancel_while_a_verb_is_written_down_leaves_nobody_waiting(
+    stage: Stage, by: str
+) -> None:
+    """Neither the operation, which waits for its Updates to be answered, nor who sent the Update."""
+    run = HeldRun(stage)
+    await run.held()
+
+    async def overtake() -> None:
+        await (run.delete() if by == "delete" else run.handle.cancel())
+        # Longer than a workflow task: the next one brings the news, and the cancel of this activity.
+        async with asyncio.timeout(WITHIN_S):
+            await asyncio.Event().wait()
+
+    run.script.always["release_hold"] = overtake
+    async with asyncio.timeout(WITHIN_S):
+        with suppress(WorkflowUpdateFailedError, RPCError):
+            await run.say("resume")
+        await run.playing
+    assert [leak for leak in run.world.leaks() if run.ref.server_id in leak] == []
+    if by == "delete":
+        check_gone(run, VmState.DELETED)
 
 
 async def test_a_cancel_ends_a_wait_and_undoes(stage: Stage) -> None:
