@@ -260,8 +260,8 @@ class Story:
         say(f"  Temporal Web UI  {cloud.ui}")
         say(f"  the guest        {escape(self._ssh)}")
         clouds = shlex.quote(str(cloud.clouds))
-        say(f"  the client       export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=duranova\n")
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):  # from the last line on, which invites it
+            say(f"  the client       export OS_CLIENT_CONFIG_FILE={clouds} OS_CLOUD=duranova\n")
             while True:
                 cloud.check()
                 time.sleep(1)
