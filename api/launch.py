@@ -28,7 +28,7 @@ from domain.errors import Conflict, DuranovaError, Kind, NotFound, ServerBusy, U
 from domain.guest import Fence
 from domain.ids import host_queue
 from domain.lifecycle import LIFECYCLES, Lifecycle, check_allowed
-from domain.states import TaskState, VmState
+from domain.states import VmState
 from runtime.sealing import Sealer, host_key
 from runtime.settings import Settings
 from runtime.temporal import (
@@ -143,9 +143,6 @@ class TemporalLauncher(Launcher):
         request_id: str,
         input: dict[str, Any] | None = None,
     ) -> list[Operation]:
-        for server in servers:
-            server.vm_state = VmState.BUILDING
-            server.task_state = TaskState.SCHEDULING
         session.add_all(servers)
         session.flush()  # the rows the operations refer to
         operations = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, inspect
+from sqlalchemy import func, insert, inspect
 from sqlalchemy.event import listens_for
 from sqlmodel import Field, Session, SQLModel, col, select
 
@@ -219,13 +219,23 @@ def add_stages(
     session: Session, operation: Operation, host: str | None, stages: Iterable[StageTaken]
 ) -> None:
     """Write down the stages that a host says it took."""
-    for stage in stages:
-        event = OperationEvent(operation_id=operation.id, name=stage.name, host=host)
-        event.started_at = datetime.fromtimestamp(stage.started_at, UTC)
-        event.finished_at = datetime.fromtimestamp(stage.finished_at, UTC)
-        event.result = "Error" if stage.error else "Success"
-        event.details = stage.error
-        session.add(event)
+    steps = [
+        OperationEvent(
+            operation_id=operation.id,
+            name=stage.name,
+            host=host,
+            started_at=datetime.fromtimestamp(stage.started_at, UTC),
+            finished_at=datetime.fromtimestamp(stage.finished_at, UTC),
+            result="Error" if stage.error else "Success",
+            details=stage.error,
+        )
+        for stage in stages
+    ]
+    if steps:  # past the ORM, which would need a statement for each; so they are announced here
+        rows = [step.model_dump(exclude={"id"}) for step in steps]
+        session.connection().execute(insert(OperationEvent), rows)
+    for step in steps:
+        emit(session, _event(EventType.STEP, operation, step))
 
 
 def add_step(session: Session, operation: Operation, name: str, details: str, **given: Any) -> None:

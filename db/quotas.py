@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from sqlalchemy import UniqueConstraint, delete, func, text
@@ -18,6 +19,9 @@ from domain.quota import COUNTED_PER_USER, overs, refusal
 _CLASS = "class:"
 DEFAULT_CLASS = "default"
 """The one quota class that counts: its limits replace the settings' defaults."""
+_DEFAULT_OWNER = _CLASS + DEFAULT_CLASS
+_Owner = tuple[str, str]
+"""A project's id or a class, and a user's id or nothing."""
 
 
 class QuotaLimit(SQLModel, table=True):
@@ -75,17 +79,21 @@ def forget_limits(
     session.exec(statement)
 
 
-def _own_limits(session: Session, project_id: str, user_id: str = "") -> dict[str, int]:
-    rows = session.exec(
-        select(QuotaLimit).where(QuotaLimit.project_id == project_id, QuotaLimit.user_id == user_id)
-    )
-    return {row.resource: row.limit for row in rows}
+def _set_limits(session: Session, owners: list[str], user_id: str) -> dict[_Owner, dict[str, int]]:
+    """What was set for these projects or classes, and for the user in them: (owner, user) → limits."""
+    query = select(
+        QuotaLimit.project_id, QuotaLimit.user_id, QuotaLimit.resource, QuotaLimit.limit
+    ).where(col(QuotaLimit.project_id).in_(owners), col(QuotaLimit.user_id).in_({"", user_id}))
+    found: dict[_Owner, dict[str, int]] = defaultdict(dict)
+    for owner, user, resource, limit in session.exec(query):
+        found[owner, user][resource] = limit
+    return found
 
 
 def class_limits(session: Session, name: str, defaults: Mapping[str, int]) -> dict[str, int]:
     """The limits of a quota class; what it does not set is as in ``defaults``
     (``settings.quota_defaults``)."""
-    own = _own_limits(session, _CLASS + name)
+    own = _set_limits(session, [_CLASS + name], "")[_CLASS + name, ""]
     return {resource: own.get(resource, limit) for resource, limit in defaults.items()}
 
 
@@ -93,11 +101,18 @@ def limits_of(
     session: Session, project_id: str, defaults: Mapping[str, int], user_id: str = ""
 ) -> dict[str, int]:
     """The limits that hold: a user's own, else the project's own, else the default class's."""
-    limits = class_limits(session, DEFAULT_CLASS, defaults)
-    own = _own_limits(session, project_id)
-    if user_id:
-        own |= _own_limits(session, project_id, user_id)
-    return {resource: own.get(resource, limit) for resource, limit in limits.items()}
+    project, own = _limits(session, project_id, defaults, user_id)
+    return {resource: own.get(resource, limit) for resource, limit in project.items()}
+
+
+def _limits(
+    session: Session, project_id: str, defaults: Mapping[str, int], user_id: str
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The project's limits, and those that were set for the user in it."""
+    set_ = _set_limits(session, [_DEFAULT_OWNER, project_id], user_id)
+    project = {**defaults, **set_[_DEFAULT_OWNER, ""], **set_[project_id, ""]}
+    own = set_[project_id, user_id] if user_id else {}
+    return {resource: project[resource] for resource in defaults}, own
 
 
 def given_to_users(session: Session, project_id: str, but_not: str = "") -> dict[str, int]:
@@ -179,8 +194,8 @@ def check_quota(
     add what is there already. ``defaults`` is ``settings.quota_defaults``.
     """
     lock_quota(session, project_id)
-    _check(limits_of(session, project_id, defaults), usage_of(session, project_id), wanted)
-    own = _own_limits(session, project_id, user_id)
+    limits, own = _limits(session, project_id, defaults, user_id)
+    _check(limits, usage_of(session, project_id), wanted)
     if own.keys() & wanted.keys() & COUNTED_PER_USER:
         mine = {name: amount for name, amount in wanted.items() if name in own}
         _check(own, usage_of(session, project_id, user_id), mine)

@@ -25,6 +25,7 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
 )
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
@@ -52,7 +53,8 @@ async def connect_to(settings: Settings, *, lazy: bool = False) -> Client:
     """
     address, namespace = settings.temporal_address, settings.temporal_namespace
     try:
-        return await connect(address, namespace, lazy=lazy, tls=_tls(settings))
+        traced = settings.otlp_endpoint is not None
+        return await connect(address, namespace, lazy=lazy, tls=_tls(settings), spans=traced)
     except RuntimeError as error:
         raise Unavailable(f"Temporal at {address}: {error}") from error
 
@@ -75,15 +77,22 @@ def _tls(settings: Settings) -> TLSConfig | None:
 
 
 async def connect(
-    address: str, namespace: str, *, lazy: bool = False, tls: TLSConfig | None = None
+    address: str,
+    namespace: str,
+    *,
+    lazy: bool = False,
+    tls: TLSConfig | None = None,
+    spans: bool = True,
 ) -> Client:
-    """A client with our tracing. ``lazy`` connects at the first call."""
+    """A client with our tracing. ``lazy`` connects at the first call; without ``spans`` the trace goes
+    with each call all the same, but nothing is noted of it."""
     return await Client.connect(
         address,
         namespace=namespace,
         lazy=lazy,
         tls=tls or False,
-        plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
+        data_converter=pydantic_data_converter,
+        plugins=[OpenTelemetryPlugin(add_temporal_spans=spans)],
     )
 
 

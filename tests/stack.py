@@ -35,7 +35,7 @@ from runtime.settings import Settings
 from runtime.temporal import connect
 from virt.driver import Driver
 from virt.fake import FakeDriver
-from workers.control import control_worker
+from workers.control import SANDBOX, control_worker
 from workers.host import HostPlan, host_worker
 
 SECRET = "stack-secret-" + "s" * 40
@@ -174,7 +174,7 @@ async def running_stack(
             plan = HostPlan(name, "fake", directory / "hosts" / name, host_key(SECRET, name))
             driver = await ending.enter_async_context(host_worker(temporal, plan, settings))
             stack.drivers[name] = _fake(driver)
-        await ending.enter_async_context(control_worker(temporal, engine, settings))
+        await ending.enter_async_context(control_worker(temporal, engine, settings, SANDBOX))
         yield stack
     # Runs that were terminated, or that a server has forgotten, are in nobody's cache but the garbage: it is
     # emptied here, not in the middle of whatever comes next.

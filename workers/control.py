@@ -16,7 +16,7 @@ from temporalio.client import (
     SchedulePolicy,
     ScheduleSpec,
 )
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.control.control import Control
@@ -41,11 +41,13 @@ SCHEDULES = {
     "sweep-operations": ("SweepOperations", timedelta(seconds=30)),
 }
 """Schedule → its workflow, and how often that runs. Few, for each run costs some 60 ms of a core."""
-# Our workflow modules import nothing but the pure core, so the sandbox may share them: without this
-# each workflow instance would import them again.
-RUNNER = SandboxedWorkflowRunner(
+# Our workflow modules import nothing but the pure core (an import rule sees to that), so the sandbox may
+# share them: without this each workflow instance would import them again.
+SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("domain", "workflows")
 )
+"""Refuses a workflow what is not deterministic. The tests run every workflow in it; a cloud does not, for
+it is half of what a workflow costs (docs/adr/0020)."""
 
 
 def control_activities(client: Client, engine: Engine, settings: Settings) -> Control:
@@ -62,20 +64,23 @@ def control_activities(client: Client, engine: Engine, settings: Settings) -> Co
 
 
 def control_worker(
-    client: Client, engine: Engine, settings: Settings
+    client: Client, engine: Engine, settings: Settings, runner: WorkflowRunner | None = None
 ) -> AbstractAsyncContextManager[None]:
-    """Run a worker beside the database inside the block; start as many as wanted, anywhere."""
-    return kept(lambda: _worker(client, engine, settings))
+    """Run a worker beside the database inside the block; start as many as wanted, anywhere.
+
+    ``runner`` runs the workflows instead of the one without a sandbox.
+    """
+    return kept(lambda: _worker(client, engine, settings, runner or UnsandboxedWorkflowRunner()))
 
 
-def _worker(client: Client, engine: Engine, settings: Settings) -> Worker:
+def _worker(client: Client, engine: Engine, settings: Settings, runner: WorkflowRunner) -> Worker:
     return Worker(
         client,
         task_queue=CONTROL_QUEUE,
         workflows=WORKFLOWS,
         activities=implemented(control_activities(client, engine, settings), ControlActivities),
         interceptors=[Context(), DomainErrors()],
-        workflow_runner=RUNNER,
+        workflow_runner=runner,
         # After a control worker died, its cached workflows move on this quickly (the default is 10 s).
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=10),

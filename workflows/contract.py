@@ -148,7 +148,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the server is. ``host`` and ``spec`` are None when it is on no host."""
+    """Where the server is. ``host`` and ``spec`` are None when it is on no host; ``spec`` too where the
+    operation takes the guest down."""
 
     host: str | None
     fence: Fence

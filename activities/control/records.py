@@ -23,6 +23,8 @@ from workflows.contract import ApplyNics, Begin, Finish, GuestPower, Located, Re
 _FAULT_CHARS = 255
 UNWINDING = "unwinding"
 """The step of an operation that is being undone."""
+_WITHOUT_SPEC = ("create", "delete", RETRY_BUILD)
+"""Lifecycles that begin by taking a guest down, if there is any: what it was like does not matter."""
 _log = structlog.get_logger(__name__)
 
 
@@ -42,10 +44,11 @@ class Records:
             if operation.state == OperationState.ACCEPTED:
                 self._enter(session, server, operation)
             here = server.host is not None and server.image_id is not None
+            wanted = here and operation.lifecycle not in _WITHOUT_SPEC
             return Located(
                 host=server.host,
                 fence=Fence(int(operation.input.get("epoch", server.epoch)), operation.id),
-                spec=guest_spec(session, server, server.host) if here and server.host else None,
+                spec=guest_spec(session, server, server.host) if wanted and server.host else None,
                 input={"timeout_s": str(self._timeout(operation))},
                 attempt=operation.attempt,
             )
@@ -76,6 +79,8 @@ class Records:
             if cmd.succeeded and operation.step == UNWINDING:
                 return  # a late success: what it speaks of is being taken down
             ended = [operation]
+            server.updated_at = now()
+            session.add(server)
             add_stages(session, operation, operation.host, cmd.guest.stages if cmd.guest else ())
             if not cmd.succeeded:
                 _failed(session, server, operation, cmd)
@@ -83,8 +88,6 @@ class Records:
                 ended = _deleted(session, server, operation)
             else:
                 _succeeded(session, server, operation, cmd.guest)
-            server.updated_at = now()
-            session.add(server)
         for each in ended:  # and committed
             _tell(each)
 

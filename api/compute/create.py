@@ -23,6 +23,7 @@ from db.quotas import check_quota, count_group_members, limits_of, lock_quota, u
 from db.servers import Server, replace_tags
 from domain.errors import BadRequest, NotFound, QuotaExceeded
 from domain.ids import new_id
+from domain.states import TaskState, VmState
 from runtime.settings import Settings
 
 GIB = 1024**3
@@ -235,9 +236,10 @@ def _template(
     session: Session, cloud: Cloud, who: Caller, body: CreateServer, flavor: Flavor, image: Image
 ) -> dict[str, Any]:
     """The fields that all servers of the request share."""
-    limits = limits_of(session, who.project_id, cloud.settings.quota_defaults)
-    if 0 <= limits["metadata_items"] < len(body.metadata):
-        raise QuotaExceeded(f"Maximum number of metadata items exceeds {limits['metadata_items']}")
+    if body.metadata:
+        most = limits_of(session, who.project_id, cloud.settings.quota_defaults)["metadata_items"]
+        if 0 <= most < len(body.metadata):
+            raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
     public_key = None
     if body.key_name is not None:
         keypair = find_keypair(session, who.user_id, body.key_name)
@@ -401,6 +403,7 @@ def _rows(body: CreateServer, template: dict[str, Any], count: int) -> list[Serv
         suffix = f"-{index + 1}" if several else ""
         server = Server(**template, id=new_id(), name=f"{body.name[: 255 - len(suffix)]}{suffix}")
         server.launch_index = index
+        server.vm_state, server.task_state = VmState.BUILDING, TaskState.SCHEDULING
         wanted = body.hostname + suffix if body.hostname else None
         server.hostname = wanted or default_hostname(server.name, server.id)
         servers.append(server)

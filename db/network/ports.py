@@ -6,9 +6,12 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, or_, true
+from sqlalchemy import ColumnElement, delete, insert, or_, true
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import make_transient_to_detached
 from sqlmodel import Session, col, select
 
 from db.network.networks import address_owner, network_not_found, subnets_of
@@ -102,13 +105,23 @@ def add_port(
     raises.
     """
     with session.begin_nested():
-        _insert_with_mac(session, port)
-        subnets = subnets_of(session, [port.network_id])[port.network_id]
-        if addresses is not None:
-            set_addresses(session, port, addresses, subnets)
-        elif subnets:
-            take_any_address(session, port, subnets)
-        set_groups(session, port, group_ids)
+        return insert_port(session, port, addresses, group_ids)
+
+
+def insert_port(
+    session: Session,
+    port: Port,
+    addresses: Sequence[FixedIpRequest] | None,
+    group_ids: Iterable[str] = (),
+) -> Port:
+    """As ``add_port``, for a caller who rolls back to a savepoint of his own when it raises."""
+    _insert_with_mac(session, port)
+    subnets = subnets_of(session, [port.network_id])[port.network_id]
+    if addresses is not None:
+        set_addresses(session, port, addresses, subnets)
+    elif subnets:
+        take_any_address(session, port, subnets)
+    _join_groups(session, port, group_ids)
     return port
 
 
@@ -117,14 +130,23 @@ def _insert_with_mac(session: Session, port: Port) -> None:
     for _ in range(1 if given else _TRIES):
         port.mac = given or new_mac(_RNG)
         try:
-            with session.begin_nested():
-                session.add(port)
+            made = _insert(session, Port, port.model_dump(), ["network_id", "mac"])
         except IntegrityError:
-            if _mac_taken(session, port, port.mac):
-                continue
             raise network_not_found(port.network_id) from None  # deleted meanwhile
-        return
+        if made:
+            make_transient_to_detached(port)  # it is in the database as it is here
+            session.add(port)
+            return
     raise _mac_in_use(port, port.mac)
+
+
+def _insert(session: Session, table: Any, row: dict[str, Any], unique: list[str]) -> bool:
+    """Add a row; False when another one has its place. One statement, where an error that is to be
+    survived would need a savepoint around it."""
+    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(row).on_conflict_do_nothing(index_elements=unique)
+    made = session.connection().execute(statement.returning(table.id)).first()
+    return made is not None
 
 
 def _mac_taken(session: Session, port: Port, mac: str) -> bool:
@@ -155,14 +177,16 @@ def change_mac(session: Session, port: Port, mac: str) -> None:
 
 def set_groups(session: Session, port: Port, group_ids: Iterable[str]) -> None:
     """Make these the port's security groups; they must exist."""
-    session.exec(delete(PortSecurityGroup).where(col(PortSecurityGroup.port_id) == port.id))
-    session.add_all(
-        PortSecurityGroup(port_id=port.id, security_group_id=group_id)
-        for group_id in sorted(set(group_ids))
-    )
+    with session.begin_nested():
+        session.exec(delete(PortSecurityGroup).where(col(PortSecurityGroup.port_id) == port.id))
+        _join_groups(session, port, group_ids)
+
+
+def _join_groups(session: Session, port: Port, group_ids: Iterable[str]) -> None:
+    rows = [{"port_id": port.id, "security_group_id": group} for group in sorted(set(group_ids))]
     try:
-        with session.begin_nested():
-            session.flush()
+        if rows:
+            session.connection().execute(insert(PortSecurityGroup), rows)
     except IntegrityError:
         raise NotFound("Security group could not be found.", "SecurityGroupNotFound") from None
 
@@ -229,12 +253,8 @@ def _take(session: Session, port: Port, subnet: Subnet, ip: str) -> None:
 
 def _try_take(session: Session, port: Port, subnet: Subnet, ip: str) -> bool:
     """Insert the address; False when another transaction was first."""
-    try:
-        with session.begin_nested():
-            session.add(FixedIp(port_id=port.id, subnet_id=subnet.id, ip=ip))
-    except IntegrityError:
-        return False
-    return True
+    row = FixedIp(port_id=port.id, subnet_id=subnet.id, ip=ip).model_dump()
+    return _insert(session, FixedIp, row, ["subnet_id", "ip"])
 
 
 def take_any_address(session: Session, port: Port, subnets: Sequence[Subnet]) -> None:

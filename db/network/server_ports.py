@@ -12,9 +12,9 @@ from sqlmodel import Session, col, select
 from db.network.networks import network_not_found, touch, usable_networks, visible_networks
 from db.network.ports import (
     FixedIpRequest,
-    add_port,
     fixed_ips_of,
     groups_of,
+    insert_port,
     set_groups,
 )
 from db.network.quotas import check_network_quota
@@ -64,11 +64,14 @@ def allocate_server_ports(
             if request.port_id is not None:
                 port = _take_port(session, request.port_id, project_id)
             else:
-                port = _make_port(session, project_id, request, groups, bool(security_groups))
+                port = _new_port(session, project_id, request, groups, bool(security_groups))
             port.device_id, port.device_owner = server_id, f"compute:{az}"
             port.extra = {**port.extra, "index": index, "tag": request.tag}
-            touch(port)
-            session.add(port)
+            if request.port_id is not None:
+                touch(port)
+                session.add(port)
+            else:
+                _insert_port(session, port, request, groups)
             ports.append(port)
     return ports
 
@@ -107,7 +110,7 @@ def _take_port(session: Session, port_id: str, project_id: str) -> Port:
     return port
 
 
-def _make_port(
+def _new_port(
     session: Session, project_id: str, request: PortRequest, groups: list[str], chosen: bool
 ) -> Port:
     network = _network_for(session, project_id, request.network_id)
@@ -118,29 +121,32 @@ def _make_port(
             "Network requires port_security_enabled and subnet associated in order to apply security "
             "groups."
         )
-    port = Port(
+    return Port(
         network_id=network.id,
         project_id=project_id,
         mac="",
         port_security_enabled=network.port_security_enabled,
         made_by_server=True,
     )
+
+
+def _insert_port(session: Session, port: Port, request: PortRequest, groups: list[str]) -> None:
     wishes = [FixedIpRequest(ip=request.fixed_ip)] if request.fixed_ip else None
     try:
-        return add_port(session, port, wishes, groups if network.port_security_enabled else ())
+        insert_port(session, port, wishes, groups if port.port_security_enabled else ())
     except NotFound as gone:
         raise BadRequest(gone.message) from None
     except Conflict as conflict:
         if conflict.wire_name == "IpAddressInUse":
             raise BadRequest(
-                f"Fixed IP address {request.fixed_ip} is already in use on network {network.id}."
+                f"Fixed IP address {request.fixed_ip} is already in use on network {port.network_id}."
             ) from None
-        raise _no_addresses(conflict, network) from None
+        raise _no_addresses(conflict, port.network_id) from None
 
 
-def _no_addresses(conflict: Conflict, network: Network) -> Conflict | BadRequest:
+def _no_addresses(conflict: Conflict, network_id: str) -> Conflict | BadRequest:
     if conflict.wire_name == "IpAddressGenerationFailure":
-        return BadRequest(f"No fixed IP addresses available for network: {network.id}")
+        return BadRequest(f"No fixed IP addresses available for network: {network_id}")
     return conflict
 
 

@@ -18,7 +18,7 @@ from domain.lifecycle import LIFECYCLES
 from domain.states import PowerState, VmState
 from runtime.temporal import connect
 from tests.world import HOSTS, Row, World, WorldControl, WorldHost
-from workers.control import RUNNER
+from workers.control import SANDBOX
 from workers.registry import implemented
 from workflows import operation
 from workflows.catalog import WORKFLOWS
@@ -87,7 +87,7 @@ async def workers(client: Client, world: World, first: WorldHost | None) -> Asyn
             task_queue=CONTROL_QUEUE,
             workflows=WORKFLOWS,
             activities=implemented(WorldControl(world), ControlActivities),
-            workflow_runner=RUNNER,
+            workflow_runner=SANDBOX,
         )
         await stack.enter_async_context(control)
         for host in HOSTS:
