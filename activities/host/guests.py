@@ -178,7 +178,7 @@ class _Beating:
         self._step = step
 
     async def __aenter__(self) -> _Beating:
-        activity.heartbeat(self._step)
+        # Most calls have ended before the first one is due: it would be a write of Temporal's for nothing.
         self._task = asyncio.create_task(self._beat())
         return self
 
