@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 RUN := .venv/bin/
 
-.PHONY: help setup demo test check fmt up chaos coverage histories
+.PHONY: help setup demo test check fmt up chaos bench coverage histories
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,11 @@ SEED ?= 1
 ROUNDS ?= 5
 chaos: setup  ## kill processes under load, then look whether anything was lost (SEED=1 ROUNDS=5 OPTIONS=--whole)
 	@$(RUN)python -m chaos --seed $(SEED) --rounds $(ROUNDS) $(OPTIONS)
+
+bench: ROUNDS = 3
+bench: setup  ## measure speed and cost through the API (ROUNDS=3 ONLY="lifecycle reads" PLOT=1 OPTIONS=--help)
+	@UV_LINK_MODE=copy .uv/bin/uv sync --quiet --frozen --all-extras --group bench
+	@$(RUN)python -m bench --rounds $(ROUNDS) $(if $(ONLY),--only "$(ONLY)") $(if $(PLOT),--plot) $(OPTIONS)
 
 coverage: setup  ## write docs/coverage.md from the routes
 	@$(RUN)python -m tests.coverage

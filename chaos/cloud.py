@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,14 @@ _MARK = "DURANOVA_TEST_CLOUD"
 
 
 class UpCloud:
-    """One cloud. ``start`` and ``kill_everything`` may alternate; ``close`` leaves nothing."""
+    """One cloud. ``start`` and ``kill_everything`` may alternate; ``close`` leaves nothing. ``env`` is added to
+    its environment."""
 
-    def __init__(self, data_dir: Path, *options: str) -> None:
+    def __init__(self, data_dir: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir
         self.port = free_port()
         self._options = options
+        self._env = env or {}
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
         self._http: dict[str, httpx.Client] = {}
@@ -51,7 +53,7 @@ class UpCloud:
                 stdout=console,
                 stderr=console,
                 pass_fds=(writer,),
-                env={**os.environ, _MARK: self._mark},
+                env={**os.environ, **self._env, _MARK: self._mark},
                 start_new_session=True,
             )
         os.close(writer)

@@ -132,7 +132,7 @@ def silenced_without_reason(source: Source) -> Iterator[int]:
             yield number
 
 
-EVERYWHERE, PRODUCT = (*PACKAGES, "chaos", "tests"), tuple(PACKAGES)
+EVERYWHERE, PRODUCT = (*PACKAGES, "bench", "chaos", "tests"), tuple(PACKAGES)
 LAWS: dict[Law, tuple[str, ...]] = {
     foreign_commits: PRODUCT,
     clocks_in_workflows: PRODUCT,
