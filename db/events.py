@@ -21,7 +21,8 @@ from db.columns import json_column, stamped
 from domain.events import EventType
 from domain.ids import new_id
 
-_EVENT_LOCK = 0x64756D65
+EVENT_LOCK = 0x64756D65
+"""PostgreSQL's advisory lock under which numbers are drawn that come in the order of commits."""
 _ID = BigInteger().with_variant(Integer(), "sqlite")
 _PENDING = "pending_events"
 _PRUNED = "pruned"
@@ -92,7 +93,7 @@ def _write(session: Session) -> None:
     if not pending:
         return
     if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time
-        session.connection().execute(select(func.pg_advisory_xact_lock(_EVENT_LOCK)))
+        session.connection().execute(select(func.pg_advisory_xact_lock(EVENT_LOCK)))
     # Not as ORM rows: nobody needs their ids, and without those one statement writes them all.
     session.connection().execute(insert(Event), [_columns(told) for told in pending])
 

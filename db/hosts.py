@@ -17,7 +17,7 @@ from db.session import now
 from domain.errors import BadRequest, Conflict, NotFound
 from domain.guest import Inventory
 from domain.ids import new_id
-from domain.usage import NOTHING_USED, Usage
+from domain.usage import Usage
 
 _PLACEMENT_LOCK = (
     0x6475726F  # any number of our own; PostgreSQL's advisory locks share one name space
@@ -202,43 +202,35 @@ def set_allocation_ratios(
     return host
 
 
-UsageRow = tuple[str, int, int, int, int, int]
-"""host, vcpus, ram_mb, disk_gb, servers, building"""
+CLAIMED: tuple[Any, ...] = (
+    Claim.host,
+    func.sum(Claim.vcpus).label("used_vcpus"),
+    func.sum(Claim.ram_mb).label("used_ram_mb"),
+    func.sum(Claim.disk_gb).label("used_disk_gb"),
+    func.count().label("used_servers"),
+    func.sum(case((col(Claim.building), 1), else_=0)).label("used_building"),
+)
+"""Columns of a query on claims that is grouped by host: the host, and the fields of its ``Usage``."""
 
 
-def usage_rows(session: Session) -> dict[str, UsageRow]:
-    """What is claimed, by host, as the database sums it; a host without claims is missing."""
-    query = sa.select(
-        col(Claim.host),
-        func.sum(Claim.vcpus),
-        func.sum(Claim.ram_mb),
-        func.sum(Claim.disk_gb),
-        func.count(),
-        func.sum(case((col(Claim.building), 1), else_=0)),
-    ).group_by(col(Claim.host))
-    rows = session.connection().execute(query).all()
-    return {host: (host, cpu, ram, disk, n, io) for host, cpu, ram, disk, n, io in rows}
-
-
-def usage_of(row: UsageRow | None) -> Usage:
-    """One of ``usage_rows`` by name; None is a host without claims."""
-    return Usage(*row[1:]) if row else NOTHING_USED
+def usage_by_host(session: Session) -> dict[str, Usage]:
+    """What is claimed, by host; a host without claims is missing."""
+    query = sa.select(*CLAIMED).group_by(col(Claim.host))
+    return {host: Usage(*sums) for host, *sums in session.connection().execute(query)}
 
 
 def want_nics(session: Session, hosts: Iterable[str]) -> None:
     """Note that the filters of these hosts must be made anew; their next report sets it going."""
-    stale = update(Host).where(col(Host.name).in_(sorted(hosts)))
+    names = sorted(hosts)
+    if not names:
+        return
+    stale = update(Host).where(col(Host.name).in_(names))
     session.exec(stale.values(nics_wanted=Host.nics_wanted + 1))
 
 
 def told_nics(session: Session, host: str, wanted: int) -> None:
     """Note that a host was told to make its filters anew, as of this ``nics_wanted``."""
     session.exec(update(Host).where(col(Host.name) == host).values(nics_told=wanted))
-
-
-def usage_by_host(session: Session) -> dict[str, Usage]:
-    """What is claimed, by host; a host without claims is missing."""
-    return {host: usage_of(row) for host, row in usage_rows(session).items()}
 
 
 def lock_placement(session: Session) -> None:

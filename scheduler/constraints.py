@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from oslo_utils import specs_matcher, versionutils
 from pyparsing import ParseBaseException
 
-from scheduler.filters import Filter
+from scheduler.filters import Filter, Verdict
 from scheduler.model import HostFacts, HostState, Request
 
 _CAPABILITIES = "capabilities:"
@@ -48,6 +48,24 @@ def matches(value: object, spec: str) -> bool:
         return False  # a number was expected on one side
 
 
+def _by_kind(
+    judging: Filter,
+    hosts: Sequence[HostState],
+    request: Request,
+    kind: Callable[[HostState], object],
+) -> Sequence[Verdict]:
+    """Asks once for each ``kind``, which is all that the filter looks at: of thousands of hosts there are few."""
+    known: dict[object, Verdict] = {}
+    verdicts: list[Verdict] = []
+    for host in hosts:
+        key = kind(host)
+        verdict = known.get(key)
+        if verdict is None:
+            verdict = known[key] = judging.passes(host, request) or False
+        verdicts.append(verdict)
+    return verdicts
+
+
 class ImagePropertiesFilter(Filter):
     """Architecture, hypervisor and hypervisor version that the image asks for."""
 
@@ -56,6 +74,9 @@ class ImagePropertiesFilter(Filter):
         return any(
             n.startswith(("hw_arch", "arch", "img_hv", "hypervisor", "hw_vm_mode")) for n in names
         )
+
+    def judge(self, hosts: Sequence[HostState], request: Request) -> Sequence[Verdict]:
+        return _by_kind(self, hosts, request, _hardware)
 
     def passes(self, host: HostState, request: Request) -> str | None:
         asked = request.image_properties
@@ -68,6 +89,12 @@ class ImagePropertiesFilter(Filter):
             )
             or _vm_mode(asked.get("hw_vm_mode"))
         )
+
+
+def _hardware(host: HostState) -> object:
+    facts = host.facts
+    version = facts.hypervisor_version
+    return facts.cpu_arch, facts.hypervisor_type, version, facts.capabilities
 
 
 def _architecture(facts: HostFacts, wanted: str | None) -> str | None:
@@ -124,6 +151,11 @@ class ComputeCapabilitiesFilter(Filter):
         return any(k.startswith(prefixes) or _is_numbered_group(k) for k in keys) or any(
             k.startswith("trait:") for k in request.image_properties
         )
+
+    def judge(self, hosts: Sequence[HostState], request: Request) -> Sequence[Verdict]:
+        if any(key.startswith(_CAPABILITIES) for key in request.extra_specs):
+            return super().judge(hosts, request)
+        return _by_kind(self, hosts, request, lambda host: host.facts.capabilities)
 
     def passes(self, host: HostState, request: Request) -> str | None:
         document: dict[str, object] | None = None
@@ -210,6 +242,11 @@ class AggregateInstanceExtraSpecsFilter(Filter):
     def concerns(self, request: Request) -> bool:
         return any(k.startswith(_AGGREGATE) or ":" not in k for k in request.extra_specs)
 
+    def judge(self, hosts: Sequence[HostState], request: Request) -> Sequence[Verdict]:
+        if any(":" not in key for key in request.extra_specs):
+            return super().judge(hosts, request)  # a capability may do
+        return _by_kind(self, hosts, request, lambda host: id(host.facts.aggregates))
+
     def passes(self, host: HostState, request: Request) -> str | None:
         for key, spec in request.extra_specs.items():
             name = key.removeprefix(_AGGREGATE)
@@ -225,6 +262,9 @@ class AggregateInstanceExtraSpecsFilter(Filter):
 
 class AggregateMultiTenancyIsolation(Filter):
     """Hosts of an aggregate with ``filter_tenant_id…`` are for those projects alone."""
+
+    def judge(self, hosts: Sequence[HostState], request: Request) -> Sequence[Verdict]:
+        return _by_kind(self, hosts, request, lambda host: id(host.facts.aggregates))
 
     def passes(self, host: HostState, request: Request) -> str | None:
         if not host.facts.aggregates:

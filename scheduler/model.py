@@ -53,21 +53,19 @@ class HostState:
     down: str | None = None
     """Why it takes no server now (``disabled: …``, ``silent for 90 s``); None when it does."""
 
-    @property
-    def name(self) -> str:
-        return self.facts.name
+    name: str = field(init=False)
+    free_vcpus: int = field(init=False)
+    """Below zero where more is claimed than may be."""
+    free_ram_mb: int = field(init=False)
+    free_disk_gb: int = field(init=False)
 
-    @property
-    def free_vcpus(self) -> int:
-        return self.facts.vcpus_limit - self.usage.vcpus
-
-    @property
-    def free_ram_mb(self) -> int:
-        return self.facts.ram_mb_limit - self.usage.ram_mb
-
-    @property
-    def free_disk_gb(self) -> int:
-        return self.facts.disk_gb_limit - self.usage.disk_gb
+    def __post_init__(self) -> None:
+        # Made once, while a decision reads them for each of thousands of hosts.
+        facts, usage, put = self.facts, self.usage, object.__setattr__
+        put(self, "name", facts.name)
+        put(self, "free_vcpus", facts.vcpus_limit - usage.vcpus)
+        put(self, "free_ram_mb", facts.ram_mb_limit - usage.ram_mb)
+        put(self, "free_disk_gb", facts.disk_gb_limit - usage.disk_gb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +139,7 @@ class Selection:
     """How many hosts were looked at."""
     passed: int
     refusals: Mapping[str, str]
-    """host → "Filter: reason"."""
+    """host → "Filter: reason", of the first so many by name; all are counted in ``refused``."""
     refused: tuple[Refused, ...] = ()
     """Per filter, in the order of the filters."""
     nearest: str = ""

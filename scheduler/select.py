@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from heapq import nlargest, nsmallest
+from itertools import compress
+from operator import not_
 from zlib import crc32
 
-from scheduler.filters import Filter
+from scheduler.filters import Filter, Verdict
 from scheduler.model import HostState, Ranked, Refused, Request, Selection
 from scheduler.weighers import Weigher
 
@@ -19,8 +22,32 @@ _DIGITS = 9
 _SAME = 10**-_DIGITS
 """Totals that differ less are equal: the rest is rounding."""
 
-_Refusal = tuple[HostState, int, str]
-"""host, index of the filter, reason"""
+
+@dataclass(frozen=True, slots=True)
+class _Sieve:
+    """A filter of this decision, and what it refused."""
+
+    filter: Filter
+    request: Request
+    hosts: list[HostState]
+    verdicts: list[Verdict]
+
+    def reason(self, i: int) -> str:
+        verdict = self.verdicts[i]
+        said = (
+            verdict if isinstance(verdict, str) else self.filter.passes(self.hosts[i], self.request)
+        )
+        return said or ""
+
+    def closest(self, count: int) -> list[int]:
+        """The hosts that need least to pass."""
+        fix, hosts = self.filter.fix, self.hosts
+        distances = (fix(host, self.request)[0] for host in hosts)
+        keys = (
+            (distance, host.name, i)
+            for i, (distance, host) in enumerate(zip(distances, hosts, strict=True))
+        )
+        return [i for *_, i in nsmallest(count, keys)]
 
 
 def select(
@@ -29,34 +56,44 @@ def select(
     filters: Sequence[Filter],
     weighers: Sequence[tuple[Weigher, float]],
 ) -> Selection:
-    """Decide about one request; every host is asked once and takes constant time per filter."""
+    """Decide about one request; every host is judged once by each filter until one refuses it."""
     active = [f for f in filters if (f.binds_forced or not request.forced) and f.concerns(request)]
-    passed, refusals = _sift(hosts, request, active)
+    looked_at = list(hosts)
+    passed, sieves = _sift(looked_at, request, active)
+    closest = [[0] if passed else sieve.closest(_EXAMINED) for sieve in sieves]
     return Selection(
         ranked=_rank(passed, request, weighers),
-        hosts=len(passed) + len(refusals),
+        hosts=len(looked_at),
         passed=len(passed),
-        refusals={host.name: f"{active[i].name}: {why}" for host, i, why in refusals},
-        refused=_by_filter(refusals, request, active, explain=not passed),
-        nearest="" if passed else _nearest(refusals, request, active),
+        refusals=_reasons(sieves),
+        refused=tuple(_summary(*pair) for pair in zip(sieves, closest, strict=True)),
+        nearest="" if passed else _nearest(sieves, closest, request, active),
     )
 
 
 def _sift(
-    hosts: Iterable[HostState], request: Request, active: Sequence[Filter]
-) -> tuple[list[HostState], list[_Refusal]]:
-    asks = [(i, f.passes) for i, f in enumerate(active)]
-    passed: list[HostState] = []
-    refusals: list[_Refusal] = []
-    for host in hosts:
-        for i, passes in asks:
-            reason = passes(host, request)
-            if reason is not None:
-                refusals.append((host, i, reason))
-                break
-        else:
-            passed.append(host)
-    return passed, refusals
+    hosts: list[HostState], request: Request, active: Sequence[Filter]
+) -> tuple[list[HostState], list[_Sieve]]:
+    """The hosts that pass, and those filters that refused any."""
+    sieves = []
+    for judging in active:
+        verdicts = judging.judge(hosts, request)
+        if any(verdicts):
+            refused = list(compress(hosts, verdicts))
+            sieves.append(_Sieve(judging, request, refused, list(filter(None, verdicts))))
+            hosts = list(compress(hosts, map(not_, verdicts)))
+    return hosts, sieves
+
+
+def _reasons(sieves: Sequence[_Sieve]) -> dict[str, str]:
+    """host → filter and reason, of the first so many by name."""
+    refused = (
+        (h.name, number, i) for number, s in enumerate(sieves) for i, h in enumerate(s.hosts)
+    )
+    return {
+        name: f"{sieves[number].filter.name}: {sieves[number].reason(i)}"
+        for name, number, i in nsmallest(KEPT, refused)
+    }
 
 
 def _rank(
@@ -66,7 +103,7 @@ def _rank(
         weigher.name: column
         for weigher, multiplier in weighers
         if weigher.concerns(request)
-        and (column := _normalised([weigher.weigh(h, request) for h in passed], multiplier))
+        and (column := _normalised(weigher.column(passed, request), multiplier))
     }
     telling = [column for column in columns.values() if any(column)]
     totals = [sum(row) for row in zip(*telling, strict=True)] or [0.0] * len(passed)
@@ -85,7 +122,7 @@ def _rank(
     )
 
 
-def _normalised(values: list[float], multiplier: float) -> list[float]:
+def _normalised(values: Sequence[float], multiplier: float) -> list[float]:
     """Brought to 0..1, times the multiplier; all zero when the hosts do not differ."""
     if not values:
         return []
@@ -97,34 +134,27 @@ def _normalised(values: list[float], multiplier: float) -> list[float]:
     return [(value - low) * scale for value in values]
 
 
-def _by_filter(
-    refusals: Sequence[_Refusal], request: Request, active: Sequence[Filter], *, explain: bool
-) -> tuple[Refused, ...]:
-    rows: dict[int, list[_Refusal]] = {}
-    for refusal in refusals:
-        rows.setdefault(refusal[1], []).append(refusal)
-    found = []
-    for i, row in sorted(rows.items()):
-        best = row[0]
-        if explain:
-            best = min(row, key=lambda r: (active[i].fix(r[0], request)[0], r[0].name))
-        found.append(Refused(active[i].name, len(row), best[0].name, best[2]))
-    return tuple(found)
+def _summary(sieve: _Sieve, closest: Sequence[int]) -> Refused:
+    best = closest[0]
+    return Refused(sieve.filter.name, len(sieve.hosts), sieve.hosts[best].name, sieve.reason(best))
 
 
-def _nearest(refusals: Sequence[_Refusal], request: Request, active: Sequence[Filter]) -> str:
+def _nearest(
+    sieves: Sequence[_Sieve],
+    closest: Sequence[Sequence[int]],
+    request: Request,
+    active: Sequence[Filter],
+) -> str:
     """What the host with the fewest and smallest obstacles would need."""
-    if not refusals:
+    candidates: list[tuple[int, float, str, list[str]]] = []
+    for sieve, near in reversed(list(zip(sieves, closest, strict=True))):  # who came furthest first
+        blocking = active[active.index(sieve.filter) :]
+        for host in (sieve.hosts[i] for i in near[: _EXAMINED - len(candidates)]):
+            fixes = [f.fix(host, request) for f in blocking if f.passes(host, request) is not None]
+            distance = sum(d for d, _ in fixes)
+            candidates.append((len(fixes), distance, host.name, [words for _, words in fixes]))
+    if not candidates:
         return ""
-    near = sorted(refusals, key=lambda r: (-r[1], active[r[1]].fix(r[0], request)[0], r[0].name))[
-        :_EXAMINED
-    ]
-    candidates = []
-    for host, first, _reason in near:
-        blocking = [f for f in active[first:] if f.passes(host, request) is not None]
-        fixes = [f.fix(host, request) for f in blocking]
-        distance = sum(d for d, _ in fixes)
-        candidates.append((len(fixes), distance, host.name, [words for _, words in fixes]))
     _, _, name, words = min(candidates)
     return f"{name} {' and '.join(words)}"
 

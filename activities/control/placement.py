@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, ExceptionContext, event
 from sqlmodel import Session, col, select
 
 from activities.control.snapshot import Snapshots, build_request
@@ -48,6 +48,7 @@ class Placement:
         self._filters = load_filters(settings.enabled_filters)
         self._weighers = load_weighers(settings.weigher_multipliers)
         self._snapshots = Snapshots(settings)
+        event.listen(engine, "handle_error", self._on_error)
 
     def claim(self, cmd: ClaimHost) -> Placed:
         """Choose a host and claim it for this attempt; the same command again answers the same.
@@ -57,29 +58,44 @@ class Placement:
         """
         with transaction(self._engine) as session:
             lock_placement(session)
-            server, operation = _load(session, cmd.ref)
+            server, operation, held = _load(session, cmd.ref)
             _check(server, operation, cmd.attempt)
-            held = get_claim(session, server.id)
-            if held is not None and _left_behind(session, held):
-                _give_back(session, server, held)  # its guest was destroyed before we were asked
-            elif held is not None:
+            if held is None:
+                outcome = self._decide(session, server, operation, cmd)
+            elif not _left_behind(session, held):
                 return _again(session, server, held, cmd)
-            started = now()
-            request = build_request(session, server, operation, cmd.passed_over)
-            hosts = self._snapshots.hosts(session, started)
-            selection = select_host(hosts, request, self._filters, self._weighers)
-            _record(session, operation, cmd.attempt, selection, started)
-            if selection.ranked:
-                return _take(session, server, operation, request, selection.ranked[0].host)
-        raise NoValidHost(explain(selection, _FAULT_CHARS))
+            else:
+                _give_back(session, server, held)  # its guest was destroyed before we were asked
+                outcome = None
+        if outcome is None:
+            return self.claim(cmd)  # in a new transaction: a decision reads only what is committed
+        if isinstance(outcome, Selection):
+            raise NoValidHost(explain(outcome, _FAULT_CHARS))
+        return outcome
+
+    def _decide(
+        self, session: Session, server: Server, operation: Operation, cmd: ClaimHost
+    ) -> Placed | Selection:
+        """What was claimed, or the decision that let no host pass."""
+        started = now()
+        request = build_request(session, server, operation, cmd.passed_over)
+        hosts = self._snapshots.hosts(session, started)
+        selection = select_host(hosts, request, self._filters, self._weighers)
+        _record(session, operation, cmd.attempt, selection, started)
+        if not selection.ranked:
+            return selection
+        return _take(session, server, operation, request, selection.ranked[0].host)
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        if context.is_disconnect:
+            self._snapshots.forget()  # another server may answer next, which has lost some commits
 
     def renew(self, cmd: Attempt) -> Placed:
         """Give this attempt's claim the next epoch, its host and share unchanged. Conflict without a claim
         of it."""
         with transaction(self._engine) as session:
-            server, operation = _load(session, cmd.ref)
+            server, operation, held = _load(session, cmd.ref)
             _check(server, operation, cmd.number)
-            held = get_claim(session, server.id)
             if held is None or (held.operation_id, held.attempt) != (operation.id, cmd.number):
                 raise Conflict(f"Attempt {cmd.number} of operation {operation.id} holds no claim")
             server.epoch += 1
@@ -108,12 +124,17 @@ class Placement:
                 close_events(session, operation.id, cmd.error or "The host was given up")
 
 
-def _load(session: Session, ref: Ref) -> tuple[Server, Operation]:
+def _load(session: Session, ref: Ref) -> tuple[Server, Operation, Claim | None]:
     server = session.get(Server, ref.server_id, with_for_update=True)
-    operation = session.get(Operation, ref.operation_id)
-    if server is None or operation is None or operation.server_id != server.id:
+    # Not one statement with the server: it would see these as they were before the wait for the lock.
+    row = session.exec(
+        select(Operation, Claim)
+        .join(Claim, col(Claim.server_id) == Operation.server_id, isouter=True)
+        .where(Operation.id == ref.operation_id, Operation.server_id == ref.server_id)
+    ).one_or_none()
+    if server is None or row is None:
         raise NotFound(f"Instance {ref.server_id} has no record of operation {ref.operation_id}")
-    return server, operation
+    return server, *row
 
 
 def _check(server: Server, operation: Operation, attempt: int) -> None:

@@ -2,111 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy import Row
 from sqlmodel import Session, col
 
-from db.groups import Aggregate as AggregateRow
-from db.groups import AggregateHost, ServerGroup
-from db.hosts import Host, UsageRow, group_members, hosts_of_servers, usage_of, usage_rows
+from db.groups import ServerGroup, hosts_of_aggregates, list_aggregates
+from db.host_changes import AGGREGATES, read_changes
+from db.hosts import Host, group_members, hosts_of_servers
 from db.operations import Operation
 from db.servers import Server
 from domain.amounts import amounts
+from domain.usage import NOTHING_USED, Usage
 from runtime.settings import Settings
 from scheduler.model import Aggregate, Group, HostFacts, HostState, Request
 
 _HINTED_SERVERS = 100
 """Server ids of one hint that are looked up; the rest is ignored."""
 
-Memberships = list[tuple[str, int]]
-_Seen = tuple[Any, UsageRow | None, str | None]
-"""updated_at, usage, why it is down"""
+
+class _Own(NamedTuple):
+    """What a host has of its own, where its aggregates and the cloud may say something else."""
+
+    zone: str | None
+    cpu: float | None
+    ram: float | None
+    disk: float | None
+    """Allocation ratios."""
 
 
 class Snapshots:
-    """Reads host states, keeping between decisions what changes only with a report or an operator.
+    """Reads host states, keeping between decisions what has not changed since.
 
-    A row's ``updated_at`` says whether its facts are still the ones in hand, so every decision sees what is
-    committed, while 1,000 unchanged hosts cost two columns each. Not for several threads at once;
-    placement decides one at a time anyway.
+    Every decision sees what is committed, and reads no more than that: one row for each host that changed
+    since the last one, and one for each host that is not up. Not for several threads at once; placement
+    decides one at a time anyway. Not within a transaction that has changed hosts or claims itself: what it
+    may yet roll back would be taken for committed.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._facts: dict[str, tuple[Any, HostFacts]] = {}
-        """name → (the row's ``updated_at``, facts)"""
-        self._states: dict[str, tuple[_Seen, HostState]] = {}
-        """name → (what the state was made of, state)"""
-        self._aggregates: tuple[list[Any], Memberships] = ([], [])
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the database may have lost what was read of it."""
+        self._version = -1
+        self._known: dict[str, tuple[_Own, HostFacts, Usage]] = {}
+        self._down: dict[str, str] = {}
+        self._states: dict[str, HostState] = {}
+        """By name, in the order of names."""
+        self._aggregates: dict[str, tuple[Aggregate, ...]] = {}
+        """host → the aggregates it is in"""
 
     def hosts(self, session: Session, now: datetime) -> list[HostState]:
         """Every host that ever reported, by name."""
-        self._refresh_aggregates(session)
-        seen = _stamps(session)
-        known = self._facts
-        stale = [n for n, stamp in seen if n not in known or known[n][0] != stamp]
-        if stale:
-            self._read_facts(session, dict(seen), stale)
-        used = usage_rows(session)
+        try:
+            return self._hosts(session, now)
+        except BaseException:
+            self.forget()  # it may have come half way
+            raise
+
+    def _hosts(self, session: Session, now: datetime) -> list[HostState]:
+        changes = read_changes(session, self._version)
         down = _down(session, now, self._settings.host_silent_after_s)
-        states: dict[str, tuple[_Seen, HostState]] = {}
-        for name, stamp in seen:
-            made_of = (stamp, used.get(name), down.get(name))
-            entry = self._states.get(name)
-            if entry is None or entry[0] != made_of:
-                state = HostState(known[name][1], usage_of(made_of[1]), made_of[2])
-                entry = (made_of, state)
-            states[name] = entry
-        self._states = states  # without the hosts that are gone
-        return [state for _, state in states.values()]
+        touched = {name for name, _ in down.items() ^ self._down.items()}
+        touched.update(self._take_in(session, changes))
+        self._down = down
+        new = False
+        for name in touched:
+            if name not in self._known:
+                self._states.pop(name, None)
+                continue
+            _, facts, usage = self._known[name]
+            new = new or name not in self._states
+            self._states[name] = HostState(facts, usage, down.get(name))
+        if new:
+            self._states = dict(sorted(self._states.items()))
+        return list(self._states.values())
 
-    def _refresh_aggregates(self, session: Session) -> None:
-        connection = session.connection()
-        rows: list[Any] = [
-            tuple(row)
-            for row in connection.execute(
-                sa.select(
-                    col(AggregateRow.id), col(AggregateRow.name), col(AggregateRow.metadata_)
-                ).order_by(col(AggregateRow.id))
-            )
-        ]
-        members: Memberships = []
-        if rows:
-            query = sa.select(col(AggregateHost.host), col(AggregateHost.aggregate_id))
-            members = [
-                (host, number)
-                for host, number in connection.execute(
-                    query.order_by(col(AggregateHost.aggregate_id), col(AggregateHost.host))
-                )
-            ]
-        if (rows, members) != self._aggregates:
-            self._facts.clear()
-            self._states.clear()
-            self._aggregates = (rows, members)
+    def _take_in(self, session: Session, changes: Sequence[Row[Any]]) -> set[str]:
+        """Returns the hosts that are not as they were."""
+        news = {row.changed: row for row in changes}
+        touched = set(news)
+        if news.pop(AGGREGATES, None):
+            regrouped = self._read_aggregates(session) & self._known.keys()
+            for name in regrouped - news.keys():
+                own, facts, usage = self._known[name]
+                self._known[name] = (own, self._group(facts, own), usage)
+            touched |= regrouped
+        for name, row in news.items():
+            if row.name is None:
+                self._known.pop(name, None)
+            else:
+                own = _own(row)
+                self._known[name] = (own, self._group(_facts(row), own), _usage(row))
+        self._version = max((row.version for row in changes), default=self._version)
+        return touched
 
-    def _read_facts(self, session: Session, stamps: Mapping[str, Any], names: list[str]) -> None:
-        rows, members = self._aggregates
-        aggregates = {row[0]: Aggregate(*row) for row in rows}
-        of_host: dict[str, list[Aggregate]] = {}
-        for host, number in members:
-            of_host.setdefault(host, []).append(aggregates[number])
-        columns = Host.__table__.columns  # type: ignore[attr-defined]  # SQLModel does not declare it
-        query = sa.select(*columns)
-        if len(names) <= 500:  # below every database's limit of parameters; else all is as quick
-            query = query.where(col(Host.name).in_(names))
-        for row in session.connection().execute(query):
-            facts = _facts(row, tuple(of_host.get(row.name, ())), self._settings)
-            self._facts[row.name] = (stamps.get(row.name), facts)
+    def _group(self, facts: HostFacts, own: _Own) -> HostFacts:
+        return _grouped(facts, own, self._aggregates.get(facts.name, ()), self._settings)
+
+    def _read_aggregates(self, session: Session) -> set[str]:
+        """Returns the hosts whose aggregates are not as they were."""
+        rows = list_aggregates(session)
+        known = {a.id: Aggregate(a.id, a.name, a.metadata_) for a in rows if a.id is not None}
+        of_host: dict[str, tuple[Aggregate, ...]] = {}
+        same: dict[tuple[int, ...], tuple[Aggregate, ...]] = {}
+        """Hosts in the same aggregates share one tuple, by which filters know that they are alike."""
+        for number, hosts in hosts_of_aggregates(session, known).items():
+            for host in hosts:
+                them = (*of_host.get(host, ()), known[number])
+                of_host[host] = same.setdefault(tuple(a.id for a in them), them)
+        before, self._aggregates = self._aggregates, of_host
+        return {h for h in before.keys() | of_host.keys() if before.get(h) != of_host.get(h)}
 
 
-def _stamps(session: Session) -> list[tuple[str, Any]]:
-    """(name, updated_at) of every host; the instant as the driver hands it over, only to be compared."""
-    stamp = sa.type_coerce(col(Host.updated_at), sa.types.NullType())
-    query = sa.select(col(Host.name), stamp).order_by(col(Host.name))
-    return [(name, stamp) for name, stamp in session.connection().execute(query).all()]
+def _own(row: Row[Any]) -> _Own:
+    return _Own(
+        row.availability_zone,
+        row.cpu_allocation_ratio,
+        row.ram_allocation_ratio,
+        row.disk_allocation_ratio,
+    )
+
+
+def _usage(row: Row[Any]) -> Usage:
+    if row.used_servers is None:
+        return NOTHING_USED
+    return Usage(
+        row.used_vcpus, row.used_ram_mb, row.used_disk_gb, row.used_servers, row.used_building
+    )
 
 
 def host_states(session: Session, settings: Settings, now: datetime) -> list[HostState]:
@@ -114,36 +144,47 @@ def host_states(session: Session, settings: Settings, now: datetime) -> list[Hos
     return Snapshots(settings).hosts(session, now)
 
 
-def _facts(row: Any, aggregates: tuple[Aggregate, ...], settings: Settings) -> HostFacts:
-    cpu = row.cpu_allocation_ratio or _least(
-        aggregates, "cpu_allocation_ratio", settings.cpu_allocation_ratio
-    )
-    ram = row.ram_allocation_ratio or _least(
-        aggregates, "ram_allocation_ratio", settings.ram_allocation_ratio
-    )
-    disk = row.disk_allocation_ratio or _least(
-        aggregates, "disk_allocation_ratio", settings.disk_allocation_ratio
-    )
-    zones = sorted(a.metadata["availability_zone"] for a in aggregates if _zone(a))
+@lru_cache(maxsize=1024)
+def _traits(names: tuple[str, ...]) -> frozenset[str]:
+    """One object for all hosts of a kind: it is looked up faster, and there may be ten thousand."""
+    return frozenset(names)
+
+
+def _facts(row: Row[Any]) -> HostFacts:
+    """What the host says; ``_group`` adds what the cloud makes of it."""
     return HostFacts(
         name=row.name,
-        zone=next(iter(zones), row.availability_zone or settings.default_availability_zone),
+        zone="",
         vcpus=row.vcpus,
         ram_mb=row.ram_mb,
         disk_gb=row.disk_gb,
-        vcpus_limit=int(row.vcpus * cpu),
-        ram_mb_limit=int(max(0, row.ram_mb - settings.reserved_host_ram_mb) * ram),
-        disk_gb_limit=int(row.disk_gb * disk),
-        servers_limit=int(
-            _least(aggregates, "max_instances_per_host", settings.max_instances_per_host)
-        ),
         hypervisor_type=row.hypervisor_type,
         hypervisor_version=row.hypervisor_version,
         hypervisor_hostname=row.hypervisor_hostname,
         cpu_arch=row.cpu_arch,
         cpu_model=row.cpu_model,
         host_ip=row.host_ip,
-        capabilities=frozenset(row.capabilities),
+        capabilities=_traits(tuple(row.capabilities)),
+    )
+
+
+def _grouped(
+    facts: HostFacts, own: _Own, aggregates: tuple[Aggregate, ...], settings: Settings
+) -> HostFacts:
+    """The same host in these aggregates, with the zone and the limits that follow."""
+
+    def limit(key: str) -> float:
+        return _least(aggregates, key, getattr(settings, key))
+
+    zones = sorted(a.metadata["availability_zone"] for a in aggregates if _zone(a))
+    ram_mb = max(0, facts.ram_mb - settings.reserved_host_ram_mb)
+    return replace(
+        facts,
+        zone=next(iter(zones), own.zone or settings.default_availability_zone),
+        vcpus_limit=int(facts.vcpus * (own.cpu or limit("cpu_allocation_ratio"))),
+        ram_mb_limit=int(ram_mb * (own.ram or limit("ram_allocation_ratio"))),
+        disk_gb_limit=int(facts.disk_gb * (own.disk or limit("disk_allocation_ratio"))),
+        servers_limit=int(limit("max_instances_per_host")),
         aggregates=aggregates,
     )
 

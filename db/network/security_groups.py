@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import ColumnElement, or_, true
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from db.network.tables import Port, PortSecurityGroup, SecurityGroup, SecurityGroupRule
 from db.quotas import lock_quota
@@ -179,10 +180,12 @@ def add_rule(session: Session, rule: SecurityGroupRule) -> SecurityGroupRule:
     return rule
 
 
-def hosts_using_group(session: Session, group_ids: Collection[str]) -> set[str]:
-    """The hosts whose filtering depends on these groups: as the group of a port there, or as the
-    remote group of a rule of such a group."""
-    if not group_ids:
+def hosts_using_group(
+    session: Session, group_ids: Collection[str] | SelectOfScalar[str]
+) -> set[str]:
+    """The hosts whose filtering depends on these groups, given as ids or as a query for them: as the
+    group of a port there, or as the remote group of a rule of such a group."""
+    if isinstance(group_ids, Collection) and not group_ids:
         return set()
     referring = select(SecurityGroupRule.security_group_id).where(
         col(SecurityGroupRule.remote_group_id).in_(group_ids)

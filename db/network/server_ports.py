@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, or_, update
 from sqlmodel import Session, col, select
 
 from db.network.networks import network_not_found, touch, usable_networks, visible_networks
@@ -19,7 +19,8 @@ from db.network.ports import (
 )
 from db.network.quotas import check_network_quota
 from db.network.security_groups import ensure_default_group, hosts_using_group
-from db.network.tables import Network, Port, SecurityGroup, Subnet
+from db.network.tables import Network, Port, PortSecurityGroup, SecurityGroup, Subnet
+from db.session import now
 from domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded
 
 
@@ -204,21 +205,18 @@ def unbind_server_ports(session: Session, server_id: str) -> None:
 
 
 def _place(session: Session, server_id: str, host: str, status: str) -> None:
-    for port in ports_of(session, server_id):
-        if (port.host, port.status) == (host, status):
-            continue
-        port.host, port.status = host, status
-        touch(port)
-        session.add(port)
-    session.flush()
+    elsewhere = or_(col(Port.host) != host, col(Port.status) != status)
+    change = update(Port).where(col(Port.device_id) == server_id, elsewhere)
+    noted = {"updated_at": now(), "revision": Port.revision + 1}
+    session.exec(change.values(host=host, status=status, **noted))
 
 
 def hosts_to_refresh(session: Session, server_id: str) -> set[str]:
     """The hosts whose filtering changes when this server's ports come or go: those with a port in its
     groups, or in a group whose rules admit them. Ask before the ports are released."""
-    ids = list(session.exec(select(Port.id).where(col(Port.device_id) == server_id)))
-    groups = {group for members in groups_of(session, ids).values() for group in members}
-    return hosts_using_group(session, groups)
+    member = col(Port.id) == col(PortSecurityGroup.port_id)
+    own = select(PortSecurityGroup.security_group_id).join(Port, member)
+    return hosts_using_group(session, own.where(Port.device_id == server_id))
 
 
 def join_group(session: Session, server_id: str, project_id: str, ref: str) -> None:

@@ -19,7 +19,9 @@ from workflows.contract import ClaimHost, Placed, Ref, ReleaseClaim
 AT_ONCE = 16
 
 
-def all_at_once(refs: Iterable[Ref], claim: Callable[[Ref], Placed]) -> Counter[str]:
+def all_at_once(
+    refs: Iterable[Ref], claim: Callable[[Ref], Placed], at_once: int = AT_ONCE
+) -> Counter[str]:
     """host → servers placed on it; ``none`` counts the refused. Any other failure fails the test."""
 
     def one(ref: Ref) -> str:
@@ -28,7 +30,7 @@ def all_at_once(refs: Iterable[Ref], claim: Callable[[Ref], Placed]) -> Counter[
         except NoValidHost:
             return "none"
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         return Counter(pool.map(one, refs))
 
 
@@ -42,7 +44,7 @@ def test_200_parallel_claims_fill_10_hosts_exactly(lab: Lab) -> None:
     def claim(ref: Ref) -> Placed:
         return placements[turns[ref.server_id] % 3].claim(ClaimHost(ref, 1))
 
-    placed = all_at_once(refs, claim)
+    placed = all_at_once(refs, claim, at_once=200)
     assert placed == {f"h{n}": 20 for n in range(10)}
     with reading(lab.engine) as session:
         usage = usage_by_host(session)

@@ -14,7 +14,9 @@ from alembic.util import CommandError
 from sqlalchemy import create_engine, inspect, text
 
 from db import schema, tables
-from db.session import open_engine
+from db.host_changes import AGGREGATES, read_changes
+from db.hosts import Host
+from db.session import open_engine, reading, transaction
 from tests.postgres import Postgres
 
 
@@ -45,6 +47,46 @@ def test_an_upgraded_database_is_what_the_tables_say(empty_url: str) -> None:
     finally:
         engine.dispose()
     assert tables_in(empty_url) == set(tables.metadata.tables) | {"alembic_version"}
+
+
+def triggers_in(url: str) -> list[tuple[str, ...]]:
+    """Every trigger with its text, and the functions they call."""
+    engine = open_engine(url)
+    queries = ["SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY name"]
+    if engine.dialect.name == "postgresql":
+        queries = [
+            "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
+            "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+        ]
+    with engine.connect() as connection:
+        found = [tuple(row) for query in queries for row in connection.execute(text(query))]
+    engine.dispose()
+    return found
+
+
+def test_the_triggers_of_the_migrations_are_those_of_the_tables(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    migrated = triggers_in(empty_url)
+    schema.downgrade(empty_url, "base")
+    assert triggers_in(empty_url) == []
+    engine = open_engine(empty_url)
+    tables.metadata.create_all(engine)
+    engine.dispose()
+    assert triggers_in(empty_url) == migrated
+    assert migrated
+
+
+def test_an_upgrade_counts_the_hosts_that_are_there_as_changed(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    schema.downgrade(empty_url, "0006")
+    engine = open_engine(empty_url)
+    host = Host(name="one", uuid="u", service_id="s")
+    with transaction(engine) as session:
+        session.add(host)
+    schema.upgrade(empty_url)
+    with reading(engine) as session:
+        assert {row.changed for row in read_changes(session, -1)} == {"one", AGGREGATES}
+    engine.dispose()
 
 
 def test_upgrading_twice_is_upgrading_once(empty_url: str) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from domain.usage import Usage
 from runtime.settings import Settings
-from scheduler.filters import CapacityFilter
+from scheduler.filters import CapacityFilter, ComputeFilter, Filter
 from scheduler.model import Aggregate, Group, HostFacts, HostState, Request, Selection
 from scheduler.plugins import load_filters, load_weighers
 from scheduler.select import KEPT, explain, select
+from scheduler.weighers import BUILT_IN, RAMWeigher
 
 FILTERS = load_filters(Settings().enabled_filters)
 WEIGHERS = load_weighers(Settings().weigher_multipliers)
@@ -151,6 +152,54 @@ def test_ten_thousand_hosts_are_ranked_to_the_kept_number_only() -> None:
     assert selection.passed + len(selection.refusals) == selection.hosts == 10_000
 
 
+# --- filters and weighers of other projects ---
+
+
+class Picky(Filter):
+    """One that knows nothing but ``passes``, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    def passes(self, host: HostState, request: Request) -> str | None:
+        self.asked[host.name] += 1
+        return "it is odd" if int(host.name[1:]) % 2 else None
+
+
+class Roomy(CapacityFilter):
+    """One that builds on a filter of ours which has a quicker way to judge."""
+
+    def passes(self, host: HostState, request: Request) -> str | None:
+        if host.free_ram_mb < 2 * request.ram_mb:
+            return "less than twice the room"
+        return super().passes(host, request)
+
+
+class Reversed(RAMWeigher):
+    def weigh(self, host: HostState, request: Request) -> float:
+        return -super().weigh(host, request)
+
+
+def test_a_filter_of_another_project_is_asked_once_for_each_host_that_comes_to_it() -> None:
+    picky = Picky()
+    hosts = [host(f"h{n:03}", down="off" if n < 50 else None) for n in range(300)]
+    selection = select(hosts, REQUEST, (ComputeFilter(), picky), WEIGHERS)
+    assert selection.counts == {"ComputeFilter": 50, "Picky": 125}
+    assert selection.refusals["h051"] == "Picky: it is odd"
+    assert (
+        list(selection.refusals) == [h.name for h in hosts if h.down or int(h.name[1:]) % 2][:KEPT]
+    )
+    assert picky.asked == Counter(h.name for h in hosts if h.down is None)
+
+
+def test_a_subclass_of_a_filter_or_weigher_of_ours_has_its_own_word() -> None:
+    hosts = [host("a", ram_used=16384 - 3000), host("b", ram_used=8000), host("c")]
+    weighers = ((Reversed(), 1.0),)
+    selection = select(hosts, REQUEST, (Roomy(),), weighers)
+    assert selection.refusals == {"a": "Roomy: less than twice the room"}
+    assert [r.host for r in selection.ranked] == ["b", "c"]
+
+
 # --- every legal request ----------------------------------------------------------------------
 
 names = st.sampled_from([f"h{n}" for n in range(6)])
@@ -247,3 +296,24 @@ def test_every_legal_request_ends_in_hosts_that_no_filter_refuses(
             assert set(said) <= {None}
     assert len(explain(selection, 255)) <= 255
     assert bool(selection.nearest) == bool(hosts and not chosen)
+
+
+@settings(max_examples=300, deadline=None)
+@given(described=some_hosts, request=requests)
+def test_the_quick_way_to_judge_and_to_weigh_says_what_the_slow_one_says(
+    described: Mapping[str, tuple[dict[str, Any], Usage, str | None]], request: Request
+) -> None:
+    hosts = [
+        HostState(HostFacts(name=name, **row), usage, down)
+        for name, (row, usage, down) in described.items()
+    ]
+    for each in FILTERS:
+        said = [each.passes(h, request) for h in hosts]
+        verdicts = each.judge(hosts, request)
+        assert [bool(v) for v in verdicts] == [reason is not None for reason in said]
+        assert {(v, s) for v, s in zip(verdicts, said, strict=True) if isinstance(v, str)} <= {
+            (s, s) for s in said
+        }
+    for kind in BUILT_IN:
+        weigher = kind()
+        assert weigher.column(hosts, request) == [weigher.weigh(h, request) for h in hosts]
