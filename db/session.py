@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -45,13 +47,56 @@ def open_engine(url: str) -> Engine:
         )
     engine = create_engine(
         url,
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+        connect_args={
+            "check_same_thread": False,
+            "timeout": BUSY_TIMEOUT_S,
+            "factory": _waiting_in_line(),
+        },
         pool_size=40,
         hide_parameters=True,
     )
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _waiting_in_line() -> type[sqlite3.Connection]:
+    """Connections to one SQLite file whose write transactions wait for each other here.
+
+    SQLite itself would have them look again and again, with longer and longer pauses between: whoever has
+    waited longest then waits longest yet, and nobody learns that the file has become free.
+    """
+    line = threading.Lock()
+
+    class Waiting(sqlite3.Connection):
+        _mine = False
+
+        def wait(self) -> None:
+            """Before a write transaction. After too long a time it is left to SQLite to say so."""
+            self._mine = line.acquire(timeout=BUSY_TIMEOUT_S)
+
+        def commit(self) -> None:
+            super().commit()
+            self._leave()
+
+        def rollback(self) -> None:
+            try:
+                super().rollback()
+            finally:
+                self._leave()
+
+        def close(self) -> None:
+            try:
+                super().close()
+            finally:
+                self._leave()
+
+        def _leave(self) -> None:
+            if self._mine:
+                self._mine = False
+                line.release()
+
+    return Waiting
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
@@ -79,6 +124,8 @@ def _sqlite_begin(connection: Any) -> None:
     # A read that later writes would fail at once with "database is locked" instead of waiting, so a
     # transaction that may write takes the write lock from its start.
     immediate = connection.get_execution_options().get(_IMMEDIATE, True)
+    if immediate:
+        connection.connection.wait()
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
