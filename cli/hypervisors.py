@@ -10,12 +10,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from cli.datadir import DataDir, StartError
-from cli.relay import relayed
 from runtime.sealing import host_key
 from runtime.settings import Settings
-from virt.libvirt.connection import answers
-from virt.libvirt.private import NotStarted, PrivateLibvirtd
-from virt.net import uplink
 
 SYSTEM_URI = "qemu:///system"
 Relay = Callable[[Settings], AbstractAsyncContextManager[None]]
@@ -59,6 +55,9 @@ def plan_hypervisors(driver: str, hosts: int, data: DataDir) -> list[Hypervisor]
         words = tuple(word for n in names for word in ("--name", n))
         arguments = ("--driver", "fake", *words, "--state-dir", str(data.path / "hosts"))
         return [Hypervisor("fake-hosts", names, arguments)]
+    # Imported here and below: fake hosts need none of it, and it takes time.
+    from virt.libvirt.connection import answers
+
     if os.geteuid() != 0:
         raise StartError("the libvirt driver needs root: use sudo, or --driver fake")
     if hosts == 1 and answers(SYSTEM_URI):
@@ -70,6 +69,10 @@ def plan_hypervisors(driver: str, hosts: int, data: DataDir) -> list[Hypervisor]
 
 def _private(name: str, data: DataDir, number: int | None = None) -> Hypervisor:
     """A host on a libvirtd of its own; with a number it has a network of its own as well."""
+    from cli.relay import relayed
+    from virt.libvirt.private import NotStarted, PrivateLibvirtd
+    from virt.net import uplink
+
     own = number is not None
     daemon = PrivateLibvirtd(data.path / "libvirt" / name, name, own_network=own)
     try:

@@ -57,7 +57,7 @@ def up_command(  # noqa: PLR0913, PLR0917  # the contract of the command
         str, typer.Option("--listen", help="HOST:PORT of the API.")
     ] = "127.0.0.1:8774",
     driver: Annotated[str, typer.Option(help="libvirt or fake.")] = "libvirt",
-    hosts: Annotated[int, typer.Option(min=1, help="How many hypervisors.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, max=1500, help="How many hypervisors.")] = 1,
     temporal: Annotated[str | None, typer.Option(help="Use this Temporal server.")] = None,
     database_url: Annotated[str | None, typer.Option(help="Use this database.")] = None,
     temporal_ui_port: Annotated[int, typer.Option(help="Port of the Temporal Web UI.")] = 8233,
@@ -211,8 +211,8 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
 
     async def work() -> None:
         settings = Settings()
-        listen_on = metrics_listen or settings.metrics_listen
-        with observed(settings, "host", metrics_listen=listen_on):
+        listen_on, alone = metrics_listen or settings.metrics_listen, len(name) == 1
+        with observed(settings, "host", metrics_listen=listen_on, worker_heartbeats=alone):
             client = await connect_to(settings)
             plans = [
                 HostPlan(

@@ -82,12 +82,15 @@ async def _start(
 ) -> None:
     listening = listen(*options.listen)
     stack.callback(listening.close)
+    await _start_temporal(
+        options, data, settings, stack
+    )  # it gets up while the database is prepared
     say("database")
     engine = await asyncio.to_thread(_prepare_database, settings, data)
     stack.callback(engine.dispose)
     data.write_clouds(settings.public_url, settings.region)
     say("temporal")
-    client = await _temporal(options, data, settings, stack)
+    client = await _connect(options, data, settings)
     data.write_running(_running(settings))
     stack.callback(data.forget_running)
     await stack.enter_async_context(api_server(client, engine, settings, listening, eager=True))
@@ -142,17 +145,21 @@ def _prepare_database(settings: Settings, data: DataDir) -> Engine:
     return engine
 
 
-async def _temporal(
+async def _start_temporal(
     options: UpOptions, data: DataDir, settings: Settings, stack: AsyncExitStack
-) -> Client:
-    if options.temporal is None:
-        port = int(settings.temporal_address.rpartition(":")[2])
-        line = temporal_command(port, data.temporal_db, options.temporal_ui_port)
-        if options.temporal_ui_port is not None:  # it would only say so in its log
-            listen("127.0.0.1", options.temporal_ui_port, "--temporal-ui-port").close()
-        child = Child("temporal", line, data.log("temporal"))
-        await child.start()
-        stack.push_async_callback(child.stop)
+) -> None:
+    if options.temporal is not None:
+        return
+    port = int(settings.temporal_address.rpartition(":")[2])
+    line = temporal_command(port, data.temporal_db, options.temporal_ui_port)
+    if options.temporal_ui_port is not None:  # it would only say so in its log
+        listen("127.0.0.1", options.temporal_ui_port, "--temporal-ui-port").close()
+    child = Child("temporal", line, data.log("temporal"))
+    await child.start()
+    stack.push_async_callback(child.stop)
+
+
+async def _connect(options: UpOptions, data: DataDir, settings: Settings) -> Client:
     try:
         await wait_ready(settings.temporal_address, settings.temporal_namespace)
         client = await connect_to(settings)

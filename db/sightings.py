@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy import exists, func
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import instant, json_column
@@ -45,6 +47,28 @@ class Orphan:
     reason: str
     power_state: int | None = None
     epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the record knew of a host before its report."""
+
+    host: Host | None
+    sighting: HostSighting | None
+    hosts: int
+    """How many hosts there are."""
+
+
+def recall(session: Session, host: str) -> Known:
+    """Read with one query what ``report_host`` and ``note_sighting`` need. They take it from the session,
+    as long as the caller keeps the answer."""
+    count = select(func.count()).select_from(Host).scalar_subquery()
+    query = (
+        select(Host, HostSighting, count)
+        .outerjoin(HostSighting, col(HostSighting.host) == Host.name)
+        .where(Host.name == host)
+    )
+    return Known(*(session.exec(query).first() or (None, None, 0)))
 
 
 def note_sighting(
@@ -134,22 +158,16 @@ def places_of(session: Session, ids: list[str]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
-        busy = set(
-            session.exec(
-                select(Operation.server_id).where(
-                    col(Operation.server_id).in_(chunk),
-                    col(Operation.state).in_(LIVE_OPERATION_STATES),
-                )
-            )
+        busy = exists().where(
+            col(Operation.server_id) == Server.id, col(Operation.state).in_(LIVE_OPERATION_STATES)
         )
-        rows = session.exec(
-            select(Server.id, Server.deleted_at, Server.host, Server.updated_at).where(
-                col(Server.id).in_(chunk)
-            )
-        )
-        for server_id, deleted_at, host, updated_at in rows:
+        query = sa.select(
+            col(Server.id), busy, col(Server.deleted_at), col(Server.host), col(Server.updated_at)
+        ).where(col(Server.id).in_(chunk))
+        rows = session.connection().execute(query)
+        for server_id, is_busy, deleted_at, host, updated_at in rows:
             found[server_id] = Place(
-                busy=server_id in busy,
+                busy=bool(is_busy),
                 deleted=deleted_at is not None,
                 host=host,
                 updated_at=updated_at,

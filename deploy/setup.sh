@@ -126,7 +126,9 @@ sync_environment() {
     say "installing Python packages into .venv"
     local python=()
     .venv/bin/python -c '' 2>/dev/null || python=(--python "$1")
-    UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never \
+    # Compiled now, once: else every process of an account that may not write here, or is told not to
+    # (PYTHONDONTWRITEBYTECODE), compiles all it imports at each start, which takes seconds.
+    UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 \
         .uv/bin/uv sync --quiet --frozen --all-extras "${python[@]}" ||
         die "uv could not build .venv (see above)"
     echo "$want" >"$stamp"

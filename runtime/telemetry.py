@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,25 @@ from runtime.settings import Settings
 
 _EXPORT_S = 3.0
 """For one export with all its retries; a collector that is not there holds up no stop for longer."""
+_WORKER_HEARTBEAT = timedelta(seconds=60)
 
 
 @contextmanager
 def observed(
-    settings: Settings, process: str, log: Path | None = None, metrics_listen: str | None = None
+    settings: Settings,
+    process: str,
+    log: Path | None = None,
+    metrics_listen: str | None = None,
+    *,
+    worker_heartbeats: bool = True,
 ) -> Iterator[None]:
     """Logs (to ``log``, or standard error), traces and, if wanted, metrics of ``duranova-<process>``
     inside the block. Once per process, before its Temporal client. What is not exported yet leaves at
-    the end. Unavailable when an address for metrics cannot be had.
+    the end. ``worker_heartbeats`` shows this process's workers to Temporal's operators, for a thread of
+    each worker. Unavailable when an address for metrics cannot be had.
     """
     configure_logs(settings, log)
-    _observe_temporal(settings)
+    _observe_temporal(settings, _WORKER_HEARTBEAT if worker_heartbeats else None)
     provider = _tracer_provider(settings, process)
     trace.set_tracer_provider(provider)
     # Not its baggage: what a client says there would travel on into workflow histories.
@@ -68,7 +76,7 @@ def _tracer_provider(settings: Settings, process: str) -> Any:
     return provider
 
 
-def _observe_temporal(settings: Settings) -> None:
+def _observe_temporal(settings: Settings, worker_heartbeat: timedelta | None) -> None:
     """Bring the lines of the SDK's native part into our log, and its metrics to a port of their own."""
     forwarding = LogForwardingConfig(
         logging.getLogger("temporalio.core"),
@@ -82,7 +90,7 @@ def _observe_temporal(settings: Settings) -> None:
         metrics=PrometheusConfig(bind_address=metrics) if metrics else None,
     )
     try:
-        runtime = Runtime(telemetry=telemetry)
+        runtime = Runtime(telemetry=telemetry, worker_heartbeat_interval=worker_heartbeat)
     except (RuntimeError, ValueError) as error:
         raise Unavailable(f"cannot serve Temporal's metrics on {metrics}: {error}") from error
     Runtime.set_default(runtime, error_if_already_set=False)

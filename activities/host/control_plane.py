@@ -29,24 +29,23 @@ class Told:
     """Underlay addresses of the other hosts."""
 
 
+def control_http(control_url: str) -> httpx.Client:
+    """Connections to the control plane, for all hosts of a process; the caller closes it."""
+    return httpx.Client(base_url=f"{control_url.rstrip('/')}/internal/v1/hosts/", timeout=_TIMEOUT)
+
+
 class ControlPlane(Supplies):
     """A blocking client for one host; may be used from several threads."""
 
-    def __init__(self, control_url: str, host: str, key: str) -> None:
+    def __init__(self, http: httpx.Client, host: str, key: str) -> None:
+        self._http = http
         self._host = host
         self._key = key
-        self._client = httpx.Client(
-            base_url=f"{control_url.rstrip('/')}/internal/v1/hosts/{host}", timeout=_TIMEOUT
-        )
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._client.close()
 
     def image(self, image_id: str) -> Iterator[bytes]:
         try:
-            with self._client.stream(
-                "GET", f"/images/{image_id}", headers=self._proof()
+            with self._http.stream(
+                "GET", self._url(f"images/{image_id}"), headers=self._proof()
             ) as response:
                 if response.status_code != 200:
                     raise GuestFailure(f"image {image_id}: HTTP {response.status_code}")
@@ -55,7 +54,7 @@ class ControlPlane(Supplies):
             raise GuestFailure(f"image {image_id}: {error}") from error
 
     def config_drive(self, server_id: str) -> dict[str, bytes]:
-        status, body = self._get(f"/servers/{server_id}/config-drive")
+        status, body = self._get(f"servers/{server_id}/config-drive")
         if status != 200:
             raise GuestFailure(f"config drive of {server_id}: HTTP {status}")
         return _FILES.validate_json(body)
@@ -67,9 +66,8 @@ class ControlPlane(Supplies):
         if method not in ("GET", "HEAD"):
             return 405, {}, b""
         try:
-            response = self._client.get(
-                f"/servers/{server_id}/metadata/{path.lstrip('/')}", headers=self._proof()
-            )
+            url = self._url(f"servers/{server_id}/metadata/{path.lstrip('/')}")
+            response = self._http.get(url, headers=self._proof())
         except httpx.TransportError:
             return 503, {"Retry-After": "5"}, b""
         kind = response.headers.get("content-type", "text/plain")
@@ -96,7 +94,7 @@ class ControlPlane(Supplies):
         if residue is not None:
             body["residue"] = residue
         try:
-            response = self._client.post("/report", json=body, headers=self._proof())
+            response = self._http.post(self._url("report"), json=body, headers=self._proof())
         except httpx.TransportError as error:
             raise Unavailable(f"control plane: {error}") from error
         if response.status_code != 200:
@@ -106,10 +104,13 @@ class ControlPlane(Supplies):
 
     def _get(self, path: str) -> tuple[int, bytes]:
         try:
-            response = self._client.get(path, headers=self._proof())
+            response = self._http.get(self._url(path), headers=self._proof())
         except httpx.TransportError as error:
             raise GuestFailure(f"control plane: {error}") from error
         return response.status_code, response.content
+
+    def _url(self, path: str) -> str:
+        return f"{self._host}/{path}"
 
     def _proof(self) -> dict[str, str]:
         headers = {"X-Host-Token": host_token(self._key, self._host)}

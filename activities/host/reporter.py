@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -23,6 +24,8 @@ RESIDUE_EVERY_S = 60.0
 """How often the host is searched for what no guest owns: that is more work than listing its guests."""
 _SOON_S = 1.0
 """After a failed report, and between the two that confirm a change."""
+_SPREAD = (0.8, 1.0)
+"""Parts of the wanted interval after which a host reports again."""
 
 
 class Reporter:
@@ -61,10 +64,12 @@ class Reporter:
             wait_s = await asyncio.to_thread(self._report)
             if wait_s is not None:
                 self.reported.set()
+            # Spread, so that the hosts of a large cloud do not stay in step after they all were refused.
+            wait_s = (wait_s or 0.0) * random.uniform(*_SPREAD)  # noqa: S311  # no secret
             try:
                 # Not faster than once a second, however lively the guests are.
                 await asyncio.sleep(_SOON_S)
-                async with asyncio.timeout(max(0.0, (wait_s or 0.0) - _SOON_S)):
+                async with asyncio.timeout(max(0.0, wait_s - _SOON_S)):
                     await self._changed.wait()
             except TimeoutError:
                 pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from activities.host.control_plane import ControlPlane
+from activities.host.control_plane import ControlPlane, control_http
 from domain.guest import Fence
 from runtime.logs import configure_logs
 from runtime.settings import Settings
@@ -18,11 +18,10 @@ def destroy_guests(name: str, state_dir: Path, libvirt_uri: str, log: Path) -> N
     """Destroy every guest of a libvirt host whose worker does not run."""
     configure_logs(Settings(), log)
     plan = HostPlan(name, "libvirt", state_dir, key="", libvirt_uri=libvirt_uri)
-    control = ControlPlane("http://127.0.0.1:9", name, "")  # a destroy asks it nothing
-    driver, _ = open_driver(plan, Settings(virt_type="qemu"), control)
-    try:
-        for folder in sorted((state_dir / "instances").iterdir()):
-            driver.destroy(folder.name, Fence(_LAST_EPOCH, "removed"))
-    finally:
-        driver.close()
-        control.close()
+    with control_http("http://127.0.0.1:9") as http:  # a destroy asks it nothing
+        driver, _ = open_driver(plan, Settings(virt_type="qemu"), ControlPlane(http, name, ""))
+        try:
+            for folder in sorted((state_dir / "instances").iterdir()):
+                driver.destroy(folder.name, Fence(_LAST_EPOCH, "removed"))
+        finally:
+            driver.close()

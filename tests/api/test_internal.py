@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from api.context import Cloud
+from api.internal import report_interval_s
 from db.hosts import Claim, Host, want_nics
 from db.images import Image
 from db.operations import Operation
@@ -19,6 +20,8 @@ from domain.ids import new_id
 from domain.states import PowerState, VmState
 from runtime.hosttoken import host_token
 from runtime.sealing import host_key
+from runtime.settings import Settings
+from tests.api.conftest import counting
 from tests.conftest import SECRET, RecordingLauncher
 
 HOST = "host-1"
@@ -89,6 +92,28 @@ def test_a_first_report_makes_the_host(reports: Reports, engine: Engine) -> None
         host = session.get(Host, HOST)
         assert host is not None
         assert (host.vcpus, host.epoch) == (8, reports.epoch)
+
+
+def test_a_report_without_news_costs_two_statements_and_two_more_with_guests(
+    reports: Reports, engine: Engine
+) -> None:
+    alone = "127.0.0.1"  # with an underlay, the other hosts' addresses are asked for, too
+    guests = [(add_server(engine), PowerState.RUNNING, 1) for _ in range(3)]
+    for told, statements in (([], 2), (guests, 4)):
+        reports.send(*told, host_ip=alone, residue=[])
+        with counting(engine) as seen:
+            reports.send(*told, host_ip=alone, residue=[])
+        assert len(seen) == statements, seen
+
+
+@pytest.mark.parametrize(
+    ("hosts", "interval_s"), [(1, 10.0), (500, 10.0), (900, 18.0), (1000, 20.0), (10_000, 20.0)]
+)
+def test_the_hosts_of_a_large_cloud_report_less_often_but_never_look_silent(
+    hosts: int, interval_s: float
+) -> None:
+    settings = Settings(report_interval_s=10.0, host_silent_after_s=60.0)
+    assert report_interval_s(settings, hosts) == interval_s
 
 
 @pytest.mark.parametrize("key_of", ["host-2", None])

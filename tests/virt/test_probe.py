@@ -147,7 +147,7 @@ def test_setting_decides_over_what_the_probe_sees(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host, "probe", lambda *_: seen)
+    monkeypatch.setattr(module, "probe", lambda *_: seen)
     settings = Settings.model_validate({"virt_type": virt_type})
     assert host._uses_kvm(settings, tmp_path) is used
 
