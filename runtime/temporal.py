@@ -25,7 +25,8 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
 )
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.converter import CompositePayloadConverter, DataConverter
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
@@ -43,6 +44,17 @@ SEARCH_ATTRIBUTES = (SERVER_ID, PROJECT_ID, OPERATION, REQUEST_ID, HOST, STATE)
 
 _RPC_TIMEOUT = timedelta(seconds=5)
 _ORDER_TIMEOUT = timedelta(seconds=9)
+
+
+_ENCODINGS = tuple(PydanticPayloadConverter().converters.values())
+
+
+class _Payloads(CompositePayloadConverter):
+    """Pydantic's payloads, in JSON. A worker makes one of these for each workflow: with converters of its
+    own it would work out anew what each of our commands looks like."""
+
+    def __init__(self) -> None:
+        super().__init__(*_ENCODINGS)
 
 
 async def connect_to(settings: Settings, *, lazy: bool = False) -> Client:
@@ -91,7 +103,7 @@ async def connect(
         namespace=namespace,
         lazy=lazy,
         tls=tls or False,
-        data_converter=pydantic_data_converter,
+        data_converter=DataConverter(payload_converter_class=_Payloads),
         plugins=[OpenTelemetryPlugin(add_temporal_spans=spans)],
     )
 
