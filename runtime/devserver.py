@@ -20,6 +20,9 @@ _DYNAMIC_CONFIG = {
     "matching.enableFairness": "true",
     # Partitions spread a queue over machines. On one machine they only cost: 2 MB for each queue, and a
     # poll that waits at one partition while the task waits at another.
+    # How often in a second the tasks of a shard are looked for. The server's own 20 is meant for hundreds of
+    # shards; here there is one, and each dispatch would wait 45 ms for its turn.
+    "history.transferProcessorMaxPollRPS": "200",
     "matching.numTaskqueueReadPartitions": "1",
     "matching.numTaskqueueWritePartitions": "1",
 }
