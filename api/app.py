@@ -36,7 +36,7 @@ def service(
     app = FastAPI(title=title, version=version, docs_url=None, redoc_url=None)
     app.state.cloud = cloud
     for router in routers:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # include_router would look for each match twice
     errors.install(app, fault)
     return app
 
@@ -103,8 +103,8 @@ def build_app(cloud: Cloud) -> ASGIApp:
             "Internal", "1", [internal.router, metadata.router], errors.plain_fault, cloud
         ),
     }
-    root.include_router(health.router)
-    health.mount_static(root)
     for path, app in services.items():
         root.mount(path, app)
+    root.include_router(health.router)
+    health.mount_static(root)
     return RequestId(Slashes(root, services))

@@ -1,5 +1,7 @@
 """Who is asking and what a handler may use, as aliases that make a signature read as a sentence.
 
+A dependency that does not block is ``async``: FastAPI sends any other to a thread of its own.
+
 @router.get("/servers/{server_id}")
 def show_server(server_id: str, who: Annotated[Caller, allow("servers:show")], db: Db) -> ...
 """
@@ -17,6 +19,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.answers import READS
 from api.idempotency import exchange_of
 from api.launch import Launcher
 from api.policy import Caller, authorize
@@ -50,8 +53,13 @@ class Cloud:
         object.__setattr__(self, "tail", Tail(self.engine))  # frozen
 
 
-def get_cloud(request: Request) -> Cloud:
+async def get_cloud(request: Request) -> Cloud:
     """The cloud this request came to."""
+    return cloud_of(request)
+
+
+def cloud_of(request: Request) -> Cloud:
+    """The same, where there is no dependency to have."""
     cloud: Cloud = request.app.state.cloud
     return cloud
 
@@ -62,8 +70,8 @@ async def get_session(request: Request) -> AsyncIterator[Session]:
     Reads (GET, HEAD) never take the write lock. The commit happens before the response leaves, and then
     what ``after_commit`` was given.
     """
-    cloud = get_cloud(request)
-    if request.method in ("GET", "HEAD"):
+    cloud = cloud_of(request)
+    if request.method in READS:
         with read_session(cloud.engine) as session:
             yield session
         return
@@ -102,14 +110,12 @@ def after_commit(session: Session, call: Callable[[], Any]) -> None:
     session.info.setdefault(_AFTERWARDS, []).append(call)
 
 
-def get_caller(request: Request) -> Caller:
+async def get_caller(request: Request) -> Caller:
     """The owner of ``X-Auth-Token``; Unauthorized without a valid one."""
     token = request.headers.get("x-auth-token")
     if not token:
         raise Unauthorized("The request you have made requires authentication.")
-    cloud = get_cloud(request)
-    with reading(cloud.engine) as session:
-        caller = cloud.tokens.validate(session, token)
+    caller = await run_in_threadpool(_owner, cloud_of(request), token)
     note(user_id=caller.user_id, project_id=caller.project_id)
     exchange = exchange_of(request)
     if exchange is not None:
@@ -117,10 +123,15 @@ def get_caller(request: Request) -> Caller:
     return caller
 
 
+def _owner(cloud: Cloud, token: str) -> Caller:
+    with reading(cloud.engine) as session:
+        return cloud.tokens.validate(session, token)
+
+
 def allow(rule: str) -> Any:
     """A dependency that yields the Caller if this policy rule holds, else 401 or 403."""
 
-    def check(caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
+    async def check(caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
         authorize(caller, rule)
         return caller
 

@@ -13,12 +13,13 @@ from sqlmodel import select
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from api.answers import AnsweringRoute
 from api.context import TheCloud
 from api.gauges import RecordGauges
 from db.hosts import Host
 from db.session import reading
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 DOCUMENTED = ("compute", "identity", "image", "network", "operations")
 
 

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.context import get_cloud
+from api.context import cloud_of
 from domain.errors import Unauthorized
 from runtime.hosttoken import check_host_token
 from runtime.logs import note
 from runtime.sealing import host_key
 
 
-def get_host(host: str, request: Request) -> str:
+async def get_host(host: str, request: Request) -> str:
     """The ``{host}`` of the path, if ``X-Host-Token`` proves that it asks. Unauthorized otherwise."""
-    secret = get_cloud(request).settings.secret_key.get_secret_value()
+    secret = cloud_of(request).settings.secret_key.get_secret_value()
     tokens = request.headers.getlist("x-host-token")
     # exactly one: a proxy and we must not read different ones
     if len(tokens) != 1 or not check_host_token(host_key(secret, host), host, tokens[0]):

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import SessionTransaction
@@ -23,6 +22,7 @@ from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
+from api.answers import AnsweringRoute
 from api.policy import Caller
 from db.idempotency import IdempotencyKey, Keyed, Taken, claim_key, find_key, keep_answer
 from db.session import now, reading
@@ -161,7 +161,7 @@ def keep_early(session: Session, answer: Response) -> Response:
     return answer
 
 
-class KeyedRoute(APIRoute):
+class KeyedRoute(AnsweringRoute):
     """A route whose POST may come under an ``Idempotency-Key``."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

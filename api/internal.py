@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
+from api.answers import AnsweringRoute
 from api.context import Db, TheCloud
 from api.drift import Drift
 from api.hostauth import TheHost
@@ -24,7 +25,7 @@ from domain.guest import Fence, GuestReport, Inventory
 from domain.states import LIVE_OPERATION_STATES, PowerState, VmState
 from runtime.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 
 _log = structlog.get_logger(__name__)
 _REPORTS_PER_S = 50

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Body, Response
 from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
+from api.answers import AnsweringRoute
 from api.context import Cloud, Db, TheCloud
 from api.hostauth import TheHost
 from db.groups import zones_of_hosts
@@ -25,7 +26,9 @@ from domain.errors import BadRequest, Conflict, NotFound
 from domain.guest import NicSpec
 from domain.userdata import InstanceDocument, NicDocument, config_drive_files, metadata_tree
 
-router = APIRouter(prefix="/v1/hosts/{host}/servers/{server_id}", tags=["metadata"])
+router = APIRouter(
+    prefix="/v1/hosts/{host}/servers/{server_id}", tags=["metadata"], route_class=AnsweringRoute
+)
 MAX_PASSWORD_BYTES = 1020
 _SEED_BYTES = 512
 _TYPES = {"json": "application/json", "user_data": "application/octet-stream"}

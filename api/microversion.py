@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -103,6 +104,24 @@ class View(BaseModel):
     """Base of every compute response body: fields outside the version are not emitted."""
 
     model_config = ConfigDict(from_attributes=True, populate_by_name=True, serialize_by_alias=True)
+
+
+def shown(kind: type[View], fields: dict[str, Any]) -> dict[str, Any]:
+    """These fields of a view, by attribute name, as this request's version has them on the wire.
+
+    What an instance's ``model_dump(exclude_unset=True)`` gives, without the checks and the calls for each
+    field of each item, which are most of the time that a long list takes.
+    """
+    return {wire: fields[name] for name, wire in _wire_names(kind, current()) if name in fields}
+
+
+@cache
+def _wire_names(kind: type[View], version: Version) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (name, field.serialization_alias or field.alias or name)
+        for name, field in kind.model_fields.items()
+        if all(version in mark for mark in field.metadata if isinstance(mark, Span))
+    )
 
 
 class Body(BaseModel):

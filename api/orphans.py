@@ -9,11 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from api.answers import AnsweringRoute
 from api.context import Db, allow
 from api.policy import Caller
 from db.sightings import sightings_of
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 
 
 class OrphanView(BaseModel):

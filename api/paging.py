@@ -15,10 +15,11 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from api.context import TheCloud
 from api.history import refuses_unknown_query
-from api.microversion import Span, View, current
+from api.microversion import Span, current
 from domain.errors import BadRequest
 
 MAX_LIMIT = 1000
@@ -110,7 +111,7 @@ class Sorted(Paged):
         return [Order(k, d == "desc") for k, d in zip(self.sort_key, directions, strict=True)]
 
 
-class Link(View):
+class Link(TypedDict):
     """One hyperlink."""
 
     rel: str
@@ -152,4 +153,8 @@ class Links:
         return [Link(rel="next", href=f"{self.href(collection)}?{query}")]
 
 
-TheLinks = Annotated[Links, Depends(Links)]
+async def _links(request: Request, cloud: TheCloud) -> Links:
+    return Links(request, cloud)
+
+
+TheLinks = Annotated[Links, Depends(_links)]

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
+from api.answers import AnsweringRoute
 from api.context import Db, TheCloud, allow
 from api.drift import policy_of
 from api.policy import Caller
@@ -14,7 +15,7 @@ from db.servers import Server, get_server
 from domain.drift import PowerPolicy
 from runtime.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 
 
 class PolicyBody(BaseModel):

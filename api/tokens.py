@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import secrets
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import jwt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -103,6 +104,8 @@ class Tokens:
         # A key of its own purpose: nothing else that is signed or sealed can pass for a token.
         self._key = hmac.new(secret.encode(), b"duranova-token", hashlib.sha256).digest()
         self._life = timedelta(seconds=settings.token_ttl_s)
+        # A text means the same for ever; whether it still counts is asked each time.
+        self._opened = lru_cache(maxsize=4096)(self._open)
 
     def expiry(self, issued_at: datetime) -> datetime:
         """When a token issued then ends, in whole seconds."""
@@ -119,19 +122,22 @@ class Tokens:
         """What a token says. Unauthorized when it is forged, expired or revoked, or when what it
         rests on (user, project, domain, application credential) was disabled or deleted."""
         try:
-            claims = jwt.decode(
-                text,
-                self._key,
-                [_ALGORITHM],
-                # Another replica's clock may be a moment ahead of ours.
-                options={"require": ["exp", "iat", "jti", "sub"], "verify_iat": False},
-            )
-            token = Token.model_validate(claims)
+            token = self._opened(text)
         except (jwt.InvalidTokenError, ValidationError):
             raise Unauthorized(DENIED) from None
         if token.expires_at <= now() or not identity.still_stands(session, _bearer(token)):
             raise Unauthorized(DENIED)
         return token
+
+    def _open(self, text: str) -> Token:
+        claims = jwt.decode(
+            text,
+            self._key,
+            [_ALGORITHM],
+            # Another replica's clock may be a moment ahead of ours.
+            options={"require": ["exp", "iat", "jti", "sub"], "verify_iat": False},
+        )
+        return Token.model_validate(claims)
 
     def validate(self, session: Session, token: str) -> Caller:
         """Who this token stands for. Unauthorized when it is forged, expired or revoked."""

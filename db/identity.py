@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import sqlalchemy
-from sqlalchemy import Select, UniqueConstraint, bindparam, delete, or_
+from sqlalchemy import Select, UniqueConstraint, bindparam, delete, or_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import instant, json_column, stamped
-from db.session import UtcDateTime, now
+from db.session import UtcDateTime, fetch, now
 from domain.errors import Conflict, NotFound
 
 DEFAULT_DOMAIN = "default"
@@ -184,6 +184,17 @@ def store(session: Session, row: AnyRow) -> AnyRow:
             f"that name in the same place: {name}."
         ) from None
     return row
+
+
+def replace_hash(
+    session: Session, row: User | ApplicationCredential, kept: str, fresh: str
+) -> None:
+    """Keep another hash of the same secret, unless the secret was changed since ``row`` was read. No
+    token ends."""
+    kind = type(row)
+    column = "password_hash" if isinstance(row, User) else "secret_hash"
+    unchanged = (col(kind.id) == row.id, getattr(kind, column) == kept)
+    session.execute(update(kind).where(*unchanged).values({column: fresh}))
 
 
 # --- deleting
@@ -372,7 +383,7 @@ def still_stands(session: Session, bearer: Bearer) -> bool:
     statement = _standing(
         bool(bearer.project_id), bool(bearer.domain_id), bool(bearer.application_credential_id)
     )
-    return session.execute(statement, asdict(bearer)).first() is not None
+    return bool(fetch(session, statement, **asdict(bearer)))
 
 
 @cache  # every request asks, and building the statement takes far longer than running it

@@ -39,7 +39,16 @@ def _behind(order: Sequence[tuple[Any, bool]], after: Sequence[Any]) -> ColumnEl
     for (column, descending), value in zip(order, after, strict=True):
         branches.append(and_(*equal, _past(column, descending, value)))
         equal.append(column.is_(None) if value is None else column == value)
-    return or_(*branches)
+    return and_(*_bound(*order[0], after[0]), or_(*branches))
+
+
+def _bound(column: Any, descending: bool, value: Any) -> list[ColumnElement[bool]]:
+    """What the first column alone says of the rows behind. The branches imply it, but no database draws
+    from them where in an index to begin."""
+    if value is None or (_nullable(column) and not descending):
+        return []
+    bound = literal(value, column.type)
+    return [column <= bound if descending else column >= bound]
 
 
 def _past(column: Any, descending: bool, value: Any) -> ColumnElement[bool]:

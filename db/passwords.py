@@ -35,6 +35,13 @@ def verify_password(kept: str | None, password: str) -> bool:
     return kept is not None
 
 
+def hash_anew(kept: str | None, password: str) -> str | None:
+    """The text to keep instead of what is kept of this password, if that was made with other parameters
+    than are used now; else None."""
+    stale = kept is not None and _hasher.check_needs_rehash(kept)
+    return hash_password(password) if stale else None
+
+
 @cache
 def _nobodys() -> str:
     return _hasher.hash(secrets.token_urlsafe(32))

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, exists, not_, or_
-from sqlalchemy.orm import defer
+import sqlalchemy
+from sqlalchemy import ColumnElement, Row, and_, bindparam, exists, func, inspect, not_, or_
 from sqlmodel import Session, col, select
 
 from db.groups import Aggregate, AggregateHost, zones_of_hosts
 from db.hosts import Host
 from db.network import FixedIp, Port
 from db.paging import keyset
-from db.servers import Server, ServerTag
+from db.servers import Server, ServerTag, no_server
+from db.session import fetch
 from domain.errors import BadRequest
 from domain.states import TaskState, VmState, own_status_tasks
 
@@ -117,21 +118,38 @@ class Page:
     """The id of the last server already seen."""
 
 
+_UNSEEN = {
+    "admin_pass_sealed", "guest_password", "image", "public_key", "scheduler_hints", "seen_by", "user_data",
+}  # fmt: skip
+"""Columns that no view shows, or that only some may see: documents and secrets, up to 64 KiB a row."""
+_SEEN = [column for column in inspect(Server).columns if column.key not in _UNSEEN]
+_PAGE = sqlalchemy.select(*_SEEN)
+_PAGE_WITH_USER_DATA = _PAGE.add_columns(col(Server.user_data))
+_NAMES = sqlalchemy.select(col(Server.id), col(Server.name))
+_ONE = _PAGE_WITH_USER_DATA.where(col(Server.id) == bindparam("server_id"))
+
+
+def read_server(session: Session, server_id: str, project_id: str | None) -> Row[Any]:
+    """As ``get_server``, for who only shows it: the columns that a view has."""
+    found = fetch(session, _ONE, server_id=server_id)
+    server: Row[Any] | None = found[0] if found else None
+    if server is None or server.deleted_at or project_id not in (None, server.project_id):
+        raise no_server(server_id)
+    return server
+
+
 def list_servers(
     session: Session, wanted: ServerFilter, page: Page, *, user_data: bool
-) -> list[Server]:
-    """One page of whole rows; BadRequest for an unknown marker. Without ``user_data`` that column,
-    up to 64 KiB a row, is not read and must not be touched."""
-    secret: list[Any] = [col(Server.admin_pass_sealed), col(Server.guest_password)]
-    unread = secret if user_data else [*secret, col(Server.user_data)]
-    statement = _page(session, select(Server), wanted, page)
-    options = [defer(column, raiseload=True) for column in unread]
-    return list(session.scalars(statement.options(*options)))
+) -> Sequence[Row[Any]]:
+    """One page of servers, with the columns that a view has; BadRequest for an unknown marker. Without
+    ``user_data`` that column is not among them."""
+    columns = _PAGE_WITH_USER_DATA if user_data else _PAGE
+    return fetch(session, _page(session, columns, wanted, page))
 
 
 def list_names(session: Session, wanted: ServerFilter, page: Page) -> Sequence[Row[Any]]:
     """The same page as (id, name) rows."""
-    return session.execute(_page(session, select(Server.id, Server.name), wanted, page)).all()
+    return fetch(session, _page(session, _NAMES, wanted, page))
 
 
 def _page(session: Session, statement: Any, wanted: ServerFilter, page: Page) -> Any:
@@ -179,10 +197,17 @@ def _conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
 
 
 def _matches(column: Any, pattern: str) -> ColumnElement[bool]:
-    if _META.isdisjoint(pattern):  # most are plain text, which any database finds faster
-        plain: ColumnElement[bool] = column.icontains(pattern, autoescape=True)
-        return plain
-    found: ColumnElement[bool] = column.regexp_match(f"(?i){pattern}")
+    # Most are a plain text, or one from its beginning to its end, which any database finds faster.
+    whole = pattern.startswith("^") and pattern.endswith("$")
+    text = pattern[1:-1] if whole else pattern
+    plain = _META.isdisjoint(text)
+    found: ColumnElement[bool]
+    if plain and whole:
+        found = func.lower(column) == func.lower(text)
+    elif plain:
+        found = column.icontains(text, autoescape=True)
+    else:
+        found = column.regexp_match(f"(?i){pattern}")
     return found
 
 
@@ -220,21 +245,44 @@ def _tag_conditions(wanted: ServerFilter) -> list[ColumnElement[bool]]:
     return found
 
 
-def hosts_named(session: Session, names: Collection[str]) -> dict[str, Host]:
-    """Name → host, of those that exist."""
-    return {host.name: host for host in session.exec(select(Host).where(col(Host.name).in_(names)))}
+@dataclass(frozen=True, slots=True)
+class HostOfServers:
+    """What the view of a server tells of its host."""
+
+    hypervisor_hostname: str
+    forced_down: bool
+    disabled: bool
+    reported_at: datetime | None
+    zone: str | None
+    """An aggregate's, else its own; None leaves it to the cloud's default."""
 
 
-def zones_by_aggregate(session: Session, hosts: Collection[str]) -> dict[str, str]:
-    """Host → the zone an aggregate puts it in, for these hosts; those in no such aggregate are left
-    out."""
-    rows = session.exec(
-        select(AggregateHost.host, Aggregate.metadata_)
-        .join(Aggregate, col(Aggregate.id) == AggregateHost.aggregate_id)
-        .where(col(AggregateHost.host).in_(hosts))
+_HOSTS = (
+    sqlalchemy.select(
+        col(Host.name), col(Host.hypervisor_hostname), col(Host.forced_down), col(Host.disabled),
+        col(Host.reported_at), col(Host.availability_zone), col(Aggregate.metadata_),
     )
-    zones = {host: metadata.get("availability_zone") for host, metadata in rows}
-    return {host: zone for host, zone in zones.items() if zone}
+    .outerjoin(AggregateHost, col(AggregateHost.host) == col(Host.name))
+    .outerjoin(Aggregate, col(Aggregate.id) == col(AggregateHost.aggregate_id))
+    .where(col(Host.name).in_(bindparam("names", expanding=True)))
+)  # fmt: skip
+
+
+def hosts_named(session: Session, names: Collection[str]) -> dict[str, HostOfServers]:
+    """Name → host, of those that exist."""
+    found: dict[str, HostOfServers] = {}
+    for host in fetch(session, _HOSTS, names=list(names)):
+        known = found.get(host.name)
+        zone = (host.metadata_ or {}).get("availability_zone")
+        if known is None or zone:
+            found[host.name] = HostOfServers(
+                hypervisor_hostname=host.hypervisor_hostname,
+                forced_down=host.forced_down,
+                disabled=host.disabled,
+                reported_at=host.reported_at,
+                zone=zone or host.availability_zone,
+            )
+    return found
 
 
 def hosts_in_zone(session: Session, zone: str, default: str) -> tuple[str, ...]:

@@ -7,13 +7,19 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, func
+from sqlalchemy import Index, bindparam, func, text
 from sqlmodel import Field, Session, SQLModel, col, delete, select
 
 from db.columns import id_column, instant, json_column, stamped
+from db.session import fetch
 from domain.errors import Conflict, NotFound
 from domain.states import VmState
 
+_LIVE: dict[str, Any] = {
+    "sqlite_where": text("deleted_at IS NULL"),
+    "postgresql_where": text("deleted_at IS NULL"),
+}
+"""Options of an index that leaves deleted servers out: their rows stay, and one day they are the most."""
 _EDITABLE = (VmState.ACTIVE, VmState.PAUSED, VmState.SUSPENDED, VmState.STOPPED)
 
 
@@ -22,7 +28,23 @@ class Server(SQLModel, table=True):
 
     __tablename__ = "server"
     __table_args__ = (
-        Index("server_project_created", "project_id", "deleted_at", "created_at", "id"),
+        # Lists, newest first, of everything or of one project. What comes behind the order is only read
+        # there: a name is looked for, and a project's usage summed, without touching the rows. (SQLite
+        # looks at deleted_at even where the index has no other than NULL.)
+        Index("server_live", "created_at", "id", "name", "deleted_at", **_LIVE),
+        Index(
+            "server_live_in_project",
+            *("project_id", "created_at", "id", "name", "vcpus", "ram_mb", "deleted_at"),
+            **_LIVE,
+        ),
+        # The same by status. A project has its own: SQLite takes the index with the most columns that
+        # must be equal, and the servers of one project are not to be looked for among all that are ACTIVE.
+        Index("server_live_in_state", "vm_state", "created_at", "id", **_LIVE),
+        Index(
+            "server_live_in_project_state", "project_id", "vm_state", "created_at", "id", **_LIVE
+        ),
+        Index("server_on_host", "host", "created_at", "id"),
+        Index("server_changed", "updated_at"),
     )
     id: str = id_column()
     project_id: str = Field(max_length=36)
@@ -36,7 +58,7 @@ class Server(SQLModel, table=True):
     progress: int = 0
     epoch: int = 0
     """The newest fencing epoch handed out; grows with each claim and with delete."""
-    host: str | None = Field(default=None, max_length=255, index=True)
+    host: str | None = Field(default=None, max_length=255)
     seen_by: str | None = Field(default=None, max_length=36)
     """Epoch of the host worker that last knew the guest to be as the record says. A guest that a later
     worker finds down went down with its host."""
@@ -110,8 +132,13 @@ def get_server(
     server = session.get(Server, server_id)
     foreign = server is not None and project_id is not None and server.project_id != project_id
     if server is None or foreign or (server.deleted_at is not None and not deleted):
-        raise NotFound(f"Instance {server_id} could not be found.")
+        raise no_server(server_id)
     return server
+
+
+def no_server(server_id: str) -> NotFound:
+    """There is no such server, in Nova's words."""
+    return NotFound(f"Instance {server_id} could not be found.")
 
 
 def count_by_state(session: Session) -> dict[str, int]:
@@ -124,15 +151,17 @@ def count_by_state(session: Session) -> dict[str, int]:
     return dict(session.exec(query).all())
 
 
+_TAGS = (
+    select(ServerTag.server_id, ServerTag.tag)
+    .where(col(ServerTag.server_id).in_(bindparam("server_ids", expanding=True)))
+    .order_by(col(ServerTag.tag))
+)
+
+
 def tags_of(session: Session, server_ids: Collection[str]) -> dict[str, list[str]]:
     """Server id → its tags in order; servers without tags are left out."""
-    rows = session.exec(
-        select(ServerTag.server_id, ServerTag.tag)
-        .where(col(ServerTag.server_id).in_(server_ids))
-        .order_by(col(ServerTag.tag))
-    )
     tags: dict[str, list[str]] = defaultdict(list)
-    for server_id, tag in rows:
+    for server_id, tag in fetch(session, _TAGS, server_ids=list(server_ids)):
         tags[server_id].append(tag)
     return tags
 
@@ -151,8 +180,8 @@ def newest_faults(session: Session, server_ids: Collection[str]) -> dict[str, Se
         .where(col(ServerFault.server_id).in_(server_ids))
         .group_by(col(ServerFault.server_id))
     )
-    rows = session.exec(select(ServerFault).where(col(ServerFault.id).in_(newest)))
-    return {fault.server_id: fault for fault in rows}
+    found = session.exec(select(ServerFault).where(col(ServerFault.id).in_(newest)))
+    return {fault.server_id: fault for fault in found}
 
 
 def check_editable(server: Server, what: str) -> None:

@@ -1,28 +1,30 @@
 """What a server looks like: every field with the versions that have it, and the reader that fills them.
 
-A field that is not set is not shown (``response_model_exclude_unset``), so that one class serves
-administrators, owners, lists and updates; spans decide about versions.
+A field that is not set is not shown, so that one class serves administrators, owners, lists and updates;
+spans decide about versions. The classes say what is on the wire, in the documentation too; the reader fills
+dictionaries of that shape, because lists are long (``api.microversion.shown``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha224
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
+from sqlalchemy import Row
 from sqlmodel import Session
 
 from api.context import Cloud
 from api.history import answers_updates_in_full
-from api.microversion import View, since, until
+from api.microversion import View, shown, since, until
 from api.paging import Link, Links
 from api.policy import Caller, permits
 from db.hosts import Host, is_up
 from db.network import ServerAddress, server_addresses, server_security_groups
-from db.server_list import hosts_named, zones_by_aggregate
+from db.server_list import HostOfServers, hosts_named
 from db.servers import Server, ServerFault, newest_faults, tags_of
 from db.session import now
 from domain.ids import guest_name
@@ -172,12 +174,12 @@ class ServerNames(View):
 
 def seconds(moment: datetime) -> str:
     """An instant as the server's own fields show it: ``2026-11-22T18:05:14Z``."""
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return f"{moment.isoformat()[:19]}Z"
 
 
 def micros(moment: datetime | None) -> str | None:
     """An instant as the extensions show it: ``2026-11-22T18:05:14.000000``."""
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%S.%f}"
+    return None if moment is None else moment.isoformat(timespec="microseconds")[:26]
 
 
 def host_id(project_id: str, host: str | None) -> str:
@@ -185,7 +187,7 @@ def host_id(project_id: str, host: str | None) -> str:
     return sha224(f"{project_id}{host}".encode()).hexdigest() if host else ""
 
 
-def host_status(host: Host | None, settings: Settings) -> str:
+def host_status(host: HostOfServers | None, settings: Settings) -> str:
     """UP, UNKNOWN (silent), DOWN (forced) or MAINTENANCE (disabled); empty without a host."""
     if host is None:
         return ""
@@ -193,17 +195,23 @@ def host_status(host: Host | None, settings: Settings) -> str:
         return "DOWN"
     if host.disabled:
         return "MAINTENANCE"
-    return "UP" if is_up(host, settings, now()) else "UNKNOWN"
+    return "UP" if is_up(cast("Host", host), settings, now()) else "UNKNOWN"  # has what it looks at
 
 
-def shown_addresses(found: Sequence[ServerAddress], *, extended: bool) -> dict[str, list[Address]]:
-    """Network name → addresses; ``extended`` adds their type and MAC."""
-    networks: dict[str, list[Address]] = {}
+def shown_addresses(
+    found: Sequence[ServerAddress], *, extended: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Network name → addresses (``Address``); ``extended`` adds their type and MAC."""
+    networks: dict[str, list[dict[str, Any]]] = {}
     for a in found:
-        plain: dict[str, Any] = {"version": a.version, "addr": a.ip}
-        extra = {"type": a.type, "mac": a.mac} if extended else {}
-        networks.setdefault(a.network, []).append(Address(**plain, **extra))
+        plain = {"version": a.version, "addr": a.ip}
+        extra = {"OS-EXT-IPS:type": a.type, "OS-EXT-IPS-MAC:mac_addr": a.mac} if extended else {}
+        networks.setdefault(a.network, []).append(plain | extra)
     return networks
+
+
+AnyServer = Server | Row[Any]
+"""A whole row, or the columns of one that a view has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +222,10 @@ class _Related:
     groups: dict[str, list[str]]
     tags: dict[str, list[str]]
     faults: dict[str, ServerFault]
-    hosts: dict[str, Host]
-    zones: dict[str, str] = field(default_factory=dict)
+    hosts: dict[str, HostOfServers]
 
 
-def _load(session: Session, servers: Sequence[Server]) -> _Related:
+def _load(session: Session, servers: Sequence[AnyServer]) -> _Related:
     ids = [s.id for s in servers]
     failed = [s.id for s in servers if _status(s) in _WITH_FAULT]
     hosts = {s.host for s in servers if s.host}
@@ -228,48 +235,49 @@ def _load(session: Session, servers: Sequence[Server]) -> _Related:
         tags=tags_of(session, ids),
         faults=newest_faults(session, failed) if failed else {},
         hosts=hosts_named(session, hosts) if hosts else {},
-        zones=zones_by_aggregate(session, hosts) if hosts else {},
     )
 
 
-def _status(server: Server) -> str:
+def _status(server: AnyServer) -> str:
     task = TaskState(server.task_state) if server.task_state else None
     return status(VmState(server.vm_state), task)
 
 
-@dataclass(frozen=True, slots=True)
 class ServerReader:
-    """Turns server rows into views for one caller, with a constant number of statements a page."""
+    """Turns server rows into what views show (``ServerView``) for one caller, with a constant number of
+    statements a page."""
 
-    session: Session
-    cloud: Cloud
-    links: Links
-    who: Caller
+    def __init__(self, session: Session, cloud: Cloud, links: Links, who: Caller) -> None:
+        self._session = session
+        self._settings = cloud.settings
+        self._links = links
+        self._is_admin = who.is_admin
+        self._sees_status = permits(who, "servers:host_status")
+        self._sees_attributes = permits(who, "servers:extended_attributes")
 
-    def page(self, servers: Sequence[Server]) -> list[ServerView]:
+    def page(self, servers: Sequence[AnyServer]) -> list[dict[str, Any]]:
         """The servers of a list, in full."""
         if not servers:
             return []
-        related = _load(self.session, servers)
-        return [
-            ServerView(**self._basics(s, related, extended=True), **self._details(s, related))
-            for s in servers
-        ]
+        related = _load(self._session, servers)
+        return [shown(ServerView, self._whole(s, related)) for s in servers]
 
-    def one(self, server: Server) -> ShownServer:
-        """One server in full, with the groups it is in."""
-        related = _load(self.session, [server])
-        fields = self._basics(server, related, extended=True) | self._details(server, related)
-        return ShownServer(server=ServerView(**fields, server_groups=_groups(server)))
+    def one(self, server: AnyServer) -> dict[str, Any]:
+        """``ShownServer``: one server in full, with the groups it is in."""
+        fields = self._whole(server, _load(self._session, [server]))
+        return {"server": shown(ServerView, fields | {"server_groups": _groups(server)})}
 
-    def updated(self, server: Server) -> ShownServer:
-        """One server after an update, of which old versions show less."""
+    def updated(self, server: AnyServer) -> dict[str, Any]:
+        """``ShownServer``: one server after an update, of which old versions show less."""
         if answers_updates_in_full():
             return self.one(server)
-        fields = self._basics(server, _load(self.session, [server]), extended=False)
-        return ShownServer(server=ServerView(**fields, server_groups=_groups(server)))
+        fields = self._basics(server, _load(self._session, [server]), extended=False)
+        return {"server": shown(ServerView, fields | {"server_groups": _groups(server)})}
 
-    def _basics(self, server: Server, related: _Related, *, extended: bool) -> dict[str, Any]:
+    def _whole(self, server: AnyServer, related: _Related) -> dict[str, Any]:
+        return self._basics(server, related, extended=True) | self._details(server, related)
+
+    def _basics(self, server: AnyServer, related: _Related, *, extended: bool) -> dict[str, Any]:
         text = _status(server)
         fields: dict[str, Any] = {
             "id": server.id,
@@ -279,15 +287,15 @@ class ServerReader:
             "user_id": server.user_id,
             "metadata": server.metadata_,
             "host_id": host_id(server.project_id, server.host),
-            "image": self._image(server),
+            "image": self._linked("images", server.image_id) if server.image_id else "",
             "flavor_link": self._linked("flavors", str(server.flavor.get("id", ""))),
-            "flavor": _flavor(server),
+            "flavor": _flavor(server.flavor),
             "created": seconds(server.created_at),
             "updated": seconds(server.updated_at),
-            "addresses": shown_addresses(related.addresses.get(server.id, []), extended=extended),
+            "addresses": shown_addresses(related.addresses[server.id], extended=extended),
             "access_ip_v4": server.access_ip_v4,
             "access_ip_v6": server.access_ip_v6,
-            "links": self.links.of("servers", server.id),
+            "links": self._links.of("servers", server.id),
             "disk_config": server.disk_config,
             "locked": server.locked,
             "locked_reason": server.locked_reason,
@@ -301,9 +309,10 @@ class ServerReader:
             fields["fault"] = self._fault(fault)
         return fields
 
-    def _details(self, server: Server, related: _Related) -> dict[str, Any]:
+    def _details(self, server: AnyServer, related: _Related) -> dict[str, Any]:
+        host = related.hosts.get(server.host or "")
         fields: dict[str, Any] = {
-            "availability_zone": self._zone(server, related),
+            "availability_zone": self._zone(server, host),
             "pinned_availability_zone": _asked_zone(server),
             "config_drive": "True" if server.config_drive else "",
             "key_name": server.key_name,
@@ -316,66 +325,55 @@ class ServerReader:
             "hostname": server.hostname,
         }
         if names := related.groups.get(server.id):
-            fields["security_groups"] = [Named(name=name) for name in names]
-        host = related.hosts.get(server.host or "")
-        if permits(self.who, "servers:host_status"):
+            fields["security_groups"] = [{"name": name} for name in names]
+        if self._sees_status:
             fields["host_status"] = host_status(host, self._settings)
-        if permits(self.who, "servers:extended_attributes"):
+        if self._sees_attributes:
             fields |= _attributes(server, host)
         return fields
 
-    @property
-    def _settings(self) -> Settings:
-        return self.cloud.settings
-
-    def _zone(self, server: Server, related: _Related) -> str:
+    def _zone(self, server: AnyServer, host: HostOfServers | None) -> str:
         if not server.host:
             return _asked_zone(server) or ""
-        host = related.hosts.get(server.host)
-        own = host.availability_zone if host else None
-        zone = related.zones.get(server.host) or own
-        return zone or self._settings.default_availability_zone
+        return (host.zone if host else None) or self._settings.default_availability_zone
 
-    def _image(self, server: Server) -> LinkedId | str:
-        return self._linked("images", server.image_id) if server.image_id else ""
+    def _linked(self, collection: str, id: str) -> dict[str, Any]:
+        return {"id": id, "links": [self._links.bookmark(collection, id)]}
 
-    def _linked(self, collection: str, id: str) -> LinkedId:
-        return LinkedId(id=id, links=[self.links.bookmark(collection, id)])
-
-    def _fault(self, fault: ServerFault) -> Fault:
-        shown = {
+    def _fault(self, fault: ServerFault) -> dict[str, Any]:
+        fields = {
             "code": fault.code,
             "created": seconds(fault.created_at),
             "message": fault.message,
         }
-        if fault.details and (self.who.is_admin or fault.code != 500):
-            shown["details"] = fault.details
-        return Fault.model_validate(shown)
+        if fault.details and (self._is_admin or fault.code != 500):
+            fields["details"] = fault.details
+        return fields
 
 
-def _asked_zone(server: Server) -> str | None:
+def _asked_zone(server: AnyServer) -> str | None:
     """The zone of ``zone:host:node``, or of the plain form."""
     return (server.availability_zone or "").partition(":")[0] or None
 
 
-def _groups(server: Server) -> list[str]:
+def _groups(server: AnyServer) -> list[str]:
     return [server.group_id] if server.group_id else []
 
 
-def _flavor(server: Server) -> FlavorEmbedded:
-    copy = server.flavor
-    return FlavorEmbedded(
-        vcpus=copy.get("vcpus", 0),
-        ram=copy.get("ram_mb", 0),
-        disk=copy.get("disk_gb", 0),
-        ephemeral=copy.get("ephemeral_gb", 0),
-        swap=copy.get("swap_mb", 0),
-        original_name=copy.get("name", ""),
-        extra_specs=copy.get("extra_specs", {}),
-    )
+def _flavor(copy: dict[str, Any]) -> dict[str, Any]:
+    """``FlavorEmbedded``."""
+    return {
+        "vcpus": copy.get("vcpus", 0),
+        "ram": copy.get("ram_mb", 0),
+        "disk": copy.get("disk_gb", 0),
+        "ephemeral": copy.get("ephemeral_gb", 0),
+        "swap": copy.get("swap_mb", 0),
+        "original_name": copy.get("name", ""),
+        "extra_specs": copy.get("extra_specs", {}),
+    }
 
 
-def _attributes(server: Server, host: Host | None) -> dict[str, Any]:
+def _attributes(server: AnyServer, host: HostOfServers | None) -> dict[str, Any]:
     return {
         "host": server.host,
         "hypervisor_hostname": host.hypervisor_hostname if host else None,

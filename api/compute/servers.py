@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, TypeAdapter, ValidationError
 
+from api.answers import json_answer
 from api.compute.create import Created, create_servers
 from api.compute.server_bodies import (
     CreateServerRequest,
@@ -20,7 +21,6 @@ from api.compute.server_query import ListServers, wanted_servers
 from api.compute.server_views import (
     Named,
     ServerList,
-    ServerName,
     ServerNames,
     ServerReader,
     ShownServer,
@@ -31,7 +31,7 @@ from api.idempotency import keep_early
 from api.microversion import Body, Route, View, since
 from api.paging import Link, TheLinks
 from api.policy import Caller, permits
-from db.server_list import list_names, list_servers
+from db.server_list import list_names, list_servers, read_server
 from db.servers import Server, get_server
 from db.session import now
 from domain.errors import BadRequest
@@ -136,53 +136,53 @@ def _answer(made: Created, body: CreateServerRequest, links: TheLinks) -> Accept
     )
 
 
-@router.get("/v2.1/servers", response_model_exclude_unset=True)
+@router.get("/v2.1/servers", response_model=ServerNames)
 def index_servers(
     query: Annotated[ListServers, Query()],
     who: Annotated[Caller, allow("servers:index")],
     db: Db,
     cloud: TheCloud,
     links: TheLinks,
-) -> ServerNames:
+) -> Response:
     """A page of ids and names."""
     page, wanted = query.page(who), wanted_servers(db, cloud.settings, who, query)
     found = list_names(db, wanted, page) if wanted else []
-    names = [ServerName(id=r.id, name=r.name, links=links.of("servers", r.id)) for r in found]
-    following = links.next("servers", query, [n.id for n in names])
-    return ServerNames(servers=names, **({"servers_links": following} if following else {}))
+    names = [{"id": r.id, "name": r.name, "links": links.of("servers", r.id)} for r in found]
+    following = links.next("servers", query, [r.id for r in found])
+    return json_answer({"servers": names} | ({"servers_links": following} if following else {}))
 
 
-@router.get("/v2.1/servers/detail", response_model_exclude_unset=True)
+@router.get("/v2.1/servers/detail", response_model=ServerList)
 def list_servers_in_detail(
     query: Annotated[ListServers, Query()],
     who: Annotated[Caller, allow("servers:index")],
     db: Db,
     cloud: TheCloud,
     links: TheLinks,
-) -> ServerList:
+) -> Response:
     """A page of servers in full."""
     page, wanted = query.page(who), wanted_servers(db, cloud.settings, who, query)
     secrets = permits(who, "servers:extended_attributes")
     found = list_servers(db, wanted, page, user_data=secrets) if wanted else []
-    shown = ServerReader(db, cloud, links, who).page(found)
+    servers = ServerReader(db, cloud, links, who).page(found)
     following = links.next("servers/detail", query, [s.id for s in found])
-    return ServerList(servers=shown, **({"servers_links": following} if following else {}))
+    return json_answer({"servers": servers} | ({"servers_links": following} if following else {}))
 
 
-@router.get("/v2.1/servers/{server_id}", response_model_exclude_unset=True)
+@router.get("/v2.1/servers/{server_id}", response_model=ShownServer)
 def show_server(
     server_id: str,
     who: Annotated[Caller, allow("servers:show")],
     db: Db,
     cloud: TheCloud,
     links: TheLinks,
-) -> ShownServer:
+) -> Response:
     """One server."""
-    server = get_server(db, server_id, scope_of(who))
-    return ServerReader(db, cloud, links, who).one(server)
+    server = read_server(db, server_id, scope_of(who))
+    return json_answer(ServerReader(db, cloud, links, who).one(server))
 
 
-@router.put("/v2.1/servers/{server_id}", response_model_exclude_unset=True)
+@router.put("/v2.1/servers/{server_id}", response_model=ShownServer)
 def update_server(
     server_id: str,
     body: UpdateServerRequest,
@@ -190,13 +190,13 @@ def update_server(
     db: Db,
     cloud: TheCloud,
     links: TheLinks,
-) -> ShownServer:
+) -> Response:
     """Change what can be changed in place."""
     server = get_server(db, server_id, scope_of(who))
     _apply(server, body.server)
     db.add(server)
     db.flush()
-    return ServerReader(db, cloud, links, who).updated(server)
+    return json_answer(ServerReader(db, cloud, links, who).updated(server))
 
 
 def _apply(server: Server, body: UpdateServer) -> None:

@@ -120,7 +120,7 @@ def _v21(cloud: TheCloud) -> ApiVersion:
 def _document(version: ApiVersion, media_type: str) -> dict[str, Any]:
     described = TypedLink(rel="describedby", type="text/html", href="http://docs.openstack.org/")
     media = [MediaType(type=media_type).model_dump()]
-    links = [link.model_dump() for link in (*version.links, described)]
+    links = [*version.links, described]
     return {"version": {**version.model_dump(), "links": links, "media-types": media}}
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel
 from sqlmodel import Session
 
-from api.context import Db, TheCloud, allow
+from api.answers import AnsweringRoute
+from api.context import Cloud, Db, TheCloud, allow
 from api.identity.catalog import catalog
 from api.identity.links import TheLinks, flag
 from api.identity.login import Auth, login
@@ -22,7 +27,8 @@ from db.session import reading
 from domain.errors import Forbidden, NotFound, Unauthorized
 from runtime.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
+_limiter: RunVar[CapacityLimiter] = RunVar("logins")
 SubjectToken = Annotated[str, Header(alias="X-Subject-Token", min_length=1)]
 
 
@@ -33,20 +39,35 @@ class Authenticate(BaseModel):
 
 
 @router.post("/v3/auth/tokens", status_code=201)
-def issue_token(
+async def issue_token(
     body: Authenticate,
     cloud: TheCloud,
     response: Response,
     nocatalog: str | None = None,
 ) -> dict[str, Any]:
     """Log in. Public: whoever asks has no token yet."""
-    token = login(cloud, body.auth)
-    text = cloud.tokens.issue(token)
-    with reading(cloud.engine) as session:
-        answer = _token_view(session, token, None if flag(nocatalog) else cloud.settings)
+    settings = None if flag(nocatalog) else cloud.settings
+    # A password check keeps a core busy. Those that wait for theirs wait here: in threads, a storm of
+    # logins would leave none to the requests of those who are in.
+    text, answer = await run_sync(_issue, cloud, body.auth, settings, limiter=_checks())
     response.headers["X-Subject-Token"] = text
     response.headers["Vary"] = "X-Auth-Token"
     return answer
+
+
+def _issue(cloud: Cloud, auth: Auth, settings: Settings | None) -> tuple[str, dict[str, Any]]:
+    token = login(cloud, auth)
+    with reading(cloud.engine) as session:
+        return cloud.tokens.issue(token), _token_view(session, token, settings)
+
+
+def _checks() -> CapacityLimiter:
+    """One for each event loop."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        _limiter.set(CapacityLimiter(os.cpu_count() or 1))
+        return _limiter.get()
 
 
 def _instant(when: datetime) -> str:

@@ -8,13 +8,14 @@ from uuid import UUID, uuid5
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from api.answers import AnsweringRoute
 from api.context import TheCloud, allow
 from api.identity.links import TheLinks
 from api.policy import Caller
 from domain.errors import NotFound
 from runtime.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 INTERFACES = ("public", "internal", "admin")
 _IDS = UUID("5d0c4d3e-54c3-4f2f-8f3c-1ab6f0a4d7c1")
 

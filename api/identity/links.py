@@ -92,7 +92,11 @@ class Links:
         return {name: list(items), "links": {"next": None, "self": here, "previous": None}}
 
 
-TheLinks = Annotated[Links, Depends(Links)]
+async def _links(request: Request, cloud: TheCloud) -> Links:
+    return Links(request, cloud)
+
+
+TheLinks = Annotated[Links, Depends(_links)]
 
 
 def flag(value: str | None) -> bool | None:

@@ -16,8 +16,8 @@ from api.policy import implied
 from api.tokens import DENIED, CredentialClaim, Housed, Named, Token, new_token_id
 from db import identity
 from db.identity import SYSTEM, ApplicationCredential, Domain, Project, Role, Target, User
-from db.passwords import verify_password
-from db.session import now, reading
+from db.passwords import hash_anew, verify_password
+from db.session import now, reading, transaction
 from domain.errors import BadRequest, Forbidden, Unauthorized
 
 Word = Annotated[Text, StringConstraints(strict=True, min_length=1, max_length=4096)]
@@ -211,8 +211,10 @@ def _prove_password(cloud: Cloud, given: PasswordMethod) -> Proof:
     with reading(cloud.engine) as session:
         found = given.user.find(session, User)
     user = found[0] if found else None
-    if not verify_password(user.password_hash if user else None, given.user.password) or not user:
+    kept = user.password_hash if user else None
+    if not verify_password(kept, given.user.password) or not user:
         raise Unauthorized(DENIED)
+    _keep_by_todays_rules(cloud, user, kept, given.user.password)
     return Proof(user.id, ("password",))
 
 
@@ -226,9 +228,20 @@ def _prove_token(cloud: Cloud, given: TokenMethod) -> Proof:
 def _prove_credential(cloud: Cloud, given: CredentialMethod) -> Proof:
     with reading(cloud.engine) as session:
         row = _find_credential(session, given)
-    if not verify_password(row.secret_hash if row else None, given.secret) or not row:
+    kept = row.secret_hash if row else None
+    if not verify_password(kept, given.secret) or not row:
         raise Unauthorized(DENIED)
+    _keep_by_todays_rules(cloud, row, kept, given.secret)
     return Proof(row.user_id, ("application_credential",), None, row.id)
+
+
+def _keep_by_todays_rules(
+    cloud: Cloud, row: User | ApplicationCredential, kept: str | None, secret: str
+) -> None:
+    fresh = hash_anew(kept, secret)
+    if kept is not None and fresh is not None:
+        with transaction(cloud.engine) as session:
+            identity.replace_hash(session, row, kept, fresh)
 
 
 def _find_credential(session: Session, given: CredentialMethod) -> ApplicationCredential | None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
+from api.answers import AnsweringRoute
 from api.context import Cloud, Db, TheCloud, allow
 from api.policy import Caller
 from db.images import Image, get_own_image, get_visible_image, project_usage, save_image
@@ -19,7 +20,7 @@ from db.session import transaction
 from domain.errors import BadRequest, Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
 from runtime.imagestore import ImageStore, Incoming, Stored
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", route_class=AnsweringRoute)
 BUFFER_BYTES = 1024**2
 """Written at once; smaller pieces would cost a change of thread each."""
 

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from api.answers import AnsweringRoute
 from api.context import TheCloud
 
-router = APIRouter()
+router = APIRouter(route_class=AnsweringRoute)
 CURRENT = 7
 """Minor version 2.7: hidden images and multihash. Later ones are about several stores and caches."""
 

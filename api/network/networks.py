@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlmodel import Session, col
 
@@ -17,10 +17,10 @@ from api.network.wire import (
     Envelope,
     Id,
     Json,
-    Lister,
     OwnedEntry,
     Reader,
     Text,
+    TheLister,
     Writer,
     admin_only,
     common,
@@ -155,7 +155,7 @@ def _view(row: Network, subnet_ids: list[str]) -> Json:
 
 
 @router.get("")
-def list_networks(lister: Annotated[Lister, Depends()], who: Reader) -> Json:
+def list_networks(lister: TheLister, who: Reader) -> Json:
     """Own and shared networks."""
     return lister.answer("networks", ATTRIBUTES, visible_networks(scope(who)), network_views)
 

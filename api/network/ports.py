@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlmodel import Session
 
@@ -18,11 +18,11 @@ from api.network.wire import (
     Envelope,
     Id,
     Json,
-    Lister,
     OwnedEntry,
     Plain,
     Reader,
     Text,
+    TheLister,
     Writer,
     admin_only,
     must_own,
@@ -112,7 +112,7 @@ class ChangedPort(Entry):
 
 
 @router.get("")
-def list_ports(lister: Annotated[Lister, Depends()], who: Reader) -> Json:
+def list_ports(lister: TheLister, who: Reader) -> Json:
     """Own ports and those on own networks."""
     return lister.answer("ports", ATTRIBUTES, visible_ports(scope(who)), port_views)
 

@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from api.answers import AnsweringRoute
 from api.context import Db
 from api.network.wire import Admin, Entry, Json, Reader, not_allowed
 from api.policy import Caller
 from db.network.quotas import DEFAULTS, network_limits, network_usage, projects_with_limits
 from db.quotas import DEFAULT_CLASS, class_limits, forget_limits, set_limit
 
-router = APIRouter(prefix="/v2.0/quotas", tags=["quotas"])
+router = APIRouter(prefix="/v2.0/quotas", tags=["quotas"], route_class=AnsweringRoute)
 Limit = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 
 

@@ -17,11 +17,11 @@ from api.network.wire import (
     Envelope,
     Id,
     Json,
-    Lister,
     OwnedEntry,
     Plain,
     Reader,
     Text,
+    TheLister,
     Writer,
     common,
     owner,
@@ -179,7 +179,7 @@ def with_default_group(who: Reader, db: Db, cloud: TheCloud) -> None:
 
 
 @router.get("/security-groups", dependencies=[Depends(with_default_group)])
-def list_security_groups(lister: Annotated[Lister, Depends()], who: Reader) -> Json:
+def list_security_groups(lister: TheLister, who: Reader) -> Json:
     """Own groups."""
     return lister.answer("security_groups", GROUPS, visible_groups(scope(who)), group_views)
 
@@ -247,7 +247,7 @@ def delete_security_group(group_id: str, who: Writer, db: Db, cloud: TheCloud) -
 
 
 @router.get("/security-group-rules", dependencies=[Depends(with_default_group)])
-def list_security_group_rules(lister: Annotated[Lister, Depends()], who: Reader) -> Json:
+def list_security_group_rules(lister: TheLister, who: Reader) -> Json:
     """Rules of own groups."""
     return lister.answer("security_group_rules", RULES, visible_rules(scope(who)), rule_views)
 

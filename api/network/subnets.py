@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlmodel import Session, col
 
@@ -18,11 +18,11 @@ from api.network.wire import (
     Envelope,
     Id,
     Json,
-    Lister,
     OwnedEntry,
     Plain,
     Reader,
     Text,
+    TheLister,
     Writer,
     common,
     must_own,
@@ -170,7 +170,7 @@ def subnet_views(_session: Session, rows: Sequence[Subnet], _who: Caller) -> lis
 
 
 @router.get("")
-def list_subnets(lister: Annotated[Lister, Depends()], who: Reader) -> Json:
+def list_subnets(lister: TheLister, who: Reader) -> Json:
     """Own subnets and those of shared networks."""
     return lister.answer("subnets", ATTRIBUTES, visible_subnets(scope(who)), subnet_views)
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import Field
 from sqlmodel import Session
 
+from api.answers import AnsweringRoute
 from api.context import Db
 from api.network.wire import Entry, Json, Plain, Reader, Writer, must_own, scope
 from api.policy import Caller
@@ -18,7 +19,7 @@ from db.network.security_groups import get_group
 from db.session import now
 from domain.errors import BadRequest, NotFound
 
-router = APIRouter(prefix="/v2.0", tags=["tags"])
+router = APIRouter(prefix="/v2.0", tags=["tags"], route_class=AnsweringRoute)
 MAX_TAGS = 50
 _FINDERS: dict[str, Callable[[Session, str, str | None], Any]] = {
     "networks": get_network,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from api.answers import AnsweringRoute
 from api.context import TheCloud
 from api.network.wire import Json, Reader
 from domain.errors import NotFound
 
-router = APIRouter(tags=["versions"])
+router = APIRouter(tags=["versions"], route_class=AnsweringRoute)
 _RESOURCES = {
     "agent": "agents",
     "availability_zone": "availability_zones",

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlencode
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import ColumnElement
@@ -43,7 +43,7 @@ Text = Annotated[Plain, Field(max_length=255)]
 Id = Annotated[Plain, Field(max_length=64)]
 
 
-def refuse_nul(request: Request) -> None:
+async def refuse_nul(request: Request) -> None:
     """No name or id in a URL holds a NUL; databases refuse it in their own ways."""
     if "\x00" in request.url.path or "\x00" in unquote(request.url.query):
         raise BadRequest("The URL holds a NUL character.")
@@ -223,6 +223,13 @@ class Lister:
         query = [*kept, ("marker", marker), *([("page_reverse", "True")] if reverse else [])]
         path = self.request.url.path
         return f"{self.cloud.settings.public_url.rstrip('/')}{path}?{urlencode(query)}"
+
+
+async def _lister(request: Request, cloud: TheCloud, who: Reader, db: Db) -> Lister:
+    return Lister(request, cloud, who, db)
+
+
+TheLister = Annotated[Lister, Depends(_lister)]
 
 
 def parse_page(request: Request) -> Page:

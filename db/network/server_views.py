@@ -25,6 +25,7 @@ from db.network.tables import (
     Subnet,
 )
 from db.servers import Server
+from db.session import fetch
 from domain.firewall import rule_for_hosts
 from domain.guest import NicSpec, SecurityRule, SubnetSpec
 
@@ -43,19 +44,30 @@ class ServerAddress:
     network_id: str = ""
 
 
+_ADDRESSES = (
+    sa.select(
+        col(Port.device_id), col(Port.extra), col(Port.id), col(Port.network_id), col(Port.mac),
+        col(Network.name).label("network"), col(FixedIp.ip),
+    )
+    .join(Network, col(Network.id) == col(Port.network_id))
+    .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
+    .where(col(Port.device_id).in_(sa.bindparam("server_ids", expanding=True)))
+)  # fmt: skip
+_GROUPS = (
+    sa.select(col(Port.device_id), col(SecurityGroup.name))
+    .join(PortSecurityGroup, col(PortSecurityGroup.port_id) == col(Port.id))
+    .join(SecurityGroup, col(SecurityGroup.id) == col(PortSecurityGroup.security_group_id))
+    .where(col(Port.device_id).in_(sa.bindparam("server_ids", expanding=True)))
+)
+
+
 def server_addresses(
     session: Session, server_ids: Collection[str]
 ) -> dict[str, list[ServerAddress]]:
     """Server id → its addresses in the order of its cards; every asked id is a key."""
     found: dict[str, list[ServerAddress]] = {server_id: [] for server_id in server_ids}
-    card = (col(Port.device_id), col(Port.extra), col(Port.id), col(Port.network_id), col(Port.mac))
-    rows = session.execute(
-        sa.select(*card, col(Network.name).label("network"), col(FixedIp.ip))
-        .join(Network, col(Network.id) == col(Port.network_id))
-        .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
-        .where(col(Port.device_id).in_(server_ids))
-    ).all()
-    for row in sorted(rows, key=lambda row: (port_order(row), row.ip)):
+    cards = fetch(session, _ADDRESSES, server_ids=list(server_ids))
+    for row in sorted(cards, key=lambda row: (port_order(row), row.ip)):
         found[row.device_id].append(
             ServerAddress(
                 network=row.network,
@@ -72,12 +84,7 @@ def server_addresses(
 def server_security_groups(session: Session, server_ids: Collection[str]) -> dict[str, list[str]]:
     """Server id → names of the groups of its ports, sorted; every asked id is a key."""
     found: dict[str, set[str]] = {server_id: set() for server_id in server_ids}
-    for server_id, name in session.exec(
-        select(Port.device_id, SecurityGroup.name)
-        .join(PortSecurityGroup, col(PortSecurityGroup.port_id) == col(Port.id))
-        .join(SecurityGroup, col(SecurityGroup.id) == col(PortSecurityGroup.security_group_id))
-        .where(col(Port.device_id).in_(server_ids))
-    ):
+    for server_id, name in fetch(session, _GROUPS, server_ids=list(server_ids)):
         found[server_id].add(name)
     return {server_id: sorted(names) for server_id, names in found.items()}
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlmodel import select
 
+from api.compute.server_views import ServerList, ServerView
 from db.network import FixedIp, Port
 from db.servers import Server
 from db.session import now, reading, transaction
@@ -325,3 +326,17 @@ def test_the_short_list_reads_no_more_than_ids_and_names(
         world.names("limit=2")
     assert len(seen) == 1
     assert "user_data" not in seen[0]
+
+
+@pytest.mark.parametrize("who", ["member", "admin"])
+def test_a_list_and_a_show_are_of_the_shape_that_is_documented(
+    world: ServerWorld, fleet: dict[str, str], who: str
+) -> None:
+    world.fail(fleet["batch"], "boom", "why")
+    url = f"{SERVERS}/detail?all_tenants={int(who == 'admin')}"
+    listed = world.client.get(url, headers=at("2.96", who)).json()
+    assert len(ServerList.model_validate(listed).servers) == 4
+    for server in listed["servers"]:
+        shown = world.show(server["id"], "2.96", who)
+        ServerView.model_validate(shown)
+        assert shown == server | {"server_groups": []}

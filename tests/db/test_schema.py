@@ -78,7 +78,7 @@ def test_the_triggers_of_the_migrations_are_those_of_the_tables(empty_url: str) 
 
 def test_an_upgrade_counts_the_hosts_that_are_there_as_changed(empty_url: str) -> None:
     schema.upgrade(empty_url)
-    schema.downgrade(empty_url, "0006")
+    schema.downgrade(empty_url, "0007")
     engine = open_engine(empty_url)
     host = Host(name="one", uuid="u", service_id="s")
     with transaction(engine) as session:

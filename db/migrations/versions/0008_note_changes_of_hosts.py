@@ -1,6 +1,6 @@
 """Note in the database itself when a host, its claims or its aggregates change.
 
-Revision 0008, based on 0006.
+Revision 0008, based on 0007.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
