@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import UniqueConstraint, delete, func, text
 from sqlmodel import Field, Session, SQLModel, col, select
@@ -130,8 +130,11 @@ def given_to_users(session: Session, project_id: str, but_not: str = "") -> dict
     return {resource: int(total) for resource, total in rows}
 
 
-def usage_of(session: Session, project_id: str, user_id: str = "") -> dict[str, int]:
-    """What a project, or one user in it, has: instances, cores, ram (MB), server_groups."""
+def usage_of(
+    session: Session, project_id: str, user_id: str = "", wanted: Collection[str] = ("server_groups",)
+) -> dict[str, int]:
+    """What a project, or one user in it, has: instances, cores, ram (MB), and server_groups if they are
+    ``wanted``."""
     servers = select(
         func.count(col(Server.id)),
         func.coalesce(func.sum(Server.vcpus), 0),
@@ -142,12 +145,10 @@ def usage_of(session: Session, project_id: str, user_id: str = "") -> dict[str, 
         servers = servers.where(Server.user_id == user_id)
         groups = groups.where(ServerGroup.user_id == user_id)
     instances, cores, ram = session.exec(servers).one()
-    return {
-        "instances": int(instances),
-        "cores": int(cores),
-        "ram": int(ram),
-        "server_groups": int(session.exec(groups).one()),
-    }
+    used = {"instances": int(instances), "cores": int(cores), "ram": int(ram)}
+    if "server_groups" in wanted:
+        used["server_groups"] = int(session.exec(groups).one())
+    return used
 
 
 def count_keypairs(session: Session, user_id: str) -> int:
@@ -195,10 +196,10 @@ def check_quota(
     """
     lock_quota(session, project_id)
     limits, own = _limits(session, project_id, defaults, user_id)
-    _check(limits, usage_of(session, project_id), wanted)
+    _check(limits, usage_of(session, project_id, wanted=wanted), wanted)
     if own.keys() & wanted.keys() & COUNTED_PER_USER:
         mine = {name: amount for name, amount in wanted.items() if name in own}
-        _check(own, usage_of(session, project_id, user_id), mine)
+        _check(own, usage_of(session, project_id, user_id, mine), mine)
 
 
 def _check(limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlmodel import Session, col, delete, select
 
 from activities.control.placement import guest_spec
@@ -159,9 +159,8 @@ def _succeeded(
     if operation.lifecycle in ("create", RETRY_BUILD):
         server.launched_at = now()
         server.progress = 100
-        for claim in session.exec(select(Claim).where(Claim.server_id == server.id)):
-            claim.building = False
-            session.add(claim)
+        built = update(Claim).where(col(Claim.server_id) == server.id).values(building=False)
+        session.exec(built)
     end_operation(session, operation, OperationState.SUCCEEDED)
 
 
