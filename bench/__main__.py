@@ -104,7 +104,10 @@ _PROCESSES = typer.Option(help="Regular expression of the cloud's command lines 
 _FILL = typer.Option(max=1000, help="Servers to make for the reads of a cloud not its own.")
 _OUTPUT = typer.Option(help="JSON report; default: build/bench/<now>.json.")
 _BESIDE = typer.Option(help="An earlier report to compare with.")
-_NOVA = "nova-|keystone|glance|neutron|placement|mariadbd|beam.smp|memcached|uwsgi"
+_NOVA = (
+    r"uwsgi-[a-z]+|nova-(?:api|compute|conductor|scheduler)|neutron-(?:server|rpc-server|periodic)"
+    r"|keystone-wsgi|glance-api|placement-api|mariadbd|beam\.smp|memcached"
+)
 
 
 @app.command()

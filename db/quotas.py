@@ -131,7 +131,10 @@ def given_to_users(session: Session, project_id: str, but_not: str = "") -> dict
 
 
 def usage_of(
-    session: Session, project_id: str, user_id: str = "", wanted: Collection[str] = ("server_groups",)
+    session: Session,
+    project_id: str,
+    user_id: str = "",
+    wanted: Collection[str] = ("server_groups",),
 ) -> dict[str, int]:
     """What a project, or one user in it, has: instances, cores, ram (MB), and server_groups if they are
     ``wanted``."""
