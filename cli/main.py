@@ -7,10 +7,8 @@ needs neither the API nor a database.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +19,7 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 
 from cli.datadir import StartError
+from cli.ready import say_ready
 from domain.errors import DuranovaError
 from runtime.sealing import host_key as derive_host_key
 from runtime.settings import Settings
@@ -159,7 +158,7 @@ def api(
             client = await connect_to(settings, lazy=True)
             engine = open_engine(settings.database_url)
             async with api_server(client, engine, settings, listening, eager=False):
-                _ready(ready_fd)
+                say_ready(ready_fd)
                 await _stopped().wait()
 
     _run(serve())
@@ -183,7 +182,7 @@ def control(metrics_listen: MetricsListen = None, ready_fd: ReadyFd = None) -> N
             await ensure_search_attributes(client)
             engine = open_engine(settings.database_url)
             async with control_worker(client, engine, settings), standing_work(client, settings):
-                _ready(ready_fd)
+                say_ready(ready_fd)
                 await _stopped().wait()
 
     _run(work())
@@ -227,7 +226,7 @@ def host(  # noqa: PLR0913, PLR0917  # one option per fact of the host
                 )
                 for n in name
             ]
-            await run_hosts(client, plans, settings, lambda: _ready(ready_fd), _stopped())
+            await run_hosts(client, plans, settings, lambda: say_ready(ready_fd), _stopped())
 
     _run(work())
 
@@ -283,13 +282,6 @@ def _key(settings: Settings, name: str) -> str:
             f"no key for {name}: set DURANOVA_HOST_KEY (`duranova host-key` prints it)"
         )
     return key
-
-
-def _ready(descriptor: int | None) -> None:
-    if descriptor is not None:
-        with suppress(BrokenPipeError):  # whoever restarted us is not waiting
-            os.write(descriptor, b"ready\n")
-        os.close(descriptor)
 
 
 def _stopped() -> asyncio.Event:

@@ -20,6 +20,7 @@ from temporalio.service import RPCError
 from cli.children import Child, last_line
 from cli.datadir import DataDir, Running, StartError, open_data_dir
 from cli.hypervisors import Hypervisor, plan_hypervisors
+from cli.ready import say_ready
 from cli.records import ensure_first_records
 from cli.serve import api_server, listen
 from db import schema
@@ -200,6 +201,4 @@ def _announce(options: UpOptions, settings: Settings, say: Say) -> None:
         f"clients: export OS_CLIENT_CONFIG_FILE={options.data_dir.absolute()}/clouds.yaml OS_CLOUD=duranova"
     )
     print(f"ready: {settings.public_url}", flush=True)  # noqa: T201  # the contract with scripts
-    if options.ready_fd is not None:
-        os.write(options.ready_fd, f"ready: {settings.public_url}\n".encode())
-        os.close(options.ready_fd)
+    say_ready(options.ready_fd, f"ready: {settings.public_url}")
