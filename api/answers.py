@@ -77,5 +77,6 @@ class AnsweringRoute(APIRoute):
 def _end_reads(arguments: dict[str, Any]) -> None:
     """Give connections back from here: on PostgreSQL that asks the server, which the event loop must not."""
     for value in arguments.values():
-        if isinstance(value, Session):
-            value.close()
+        session = getattr(value, "db", value)  # a list's arguments come with theirs
+        if isinstance(session, Session):
+            session.close()

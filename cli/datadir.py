@@ -58,6 +58,14 @@ class DataDir:
         """The embedded Temporal server's file."""
         return self.path / "temporal.db"
 
+    def partitions(self) -> int:
+        """How many partitions the queues in Temporal's file may have tasks in. A task in one that is not
+        read would wait for ever, and earlier versions had four."""
+        mark = self.path / _ONE_PARTITION
+        if not self.temporal_db.exists():
+            mark.touch()
+        return 1 if mark.exists() else _PARTITIONS_BEFORE
+
     def log(self, name: str) -> Path:
         """A log file."""
         return self.path / "log" / f"{name}.log"
@@ -78,6 +86,8 @@ class DataDir:
 
 
 _RUNNING = "running.json"
+_ONE_PARTITION = "temporal-one-partition"
+_PARTITIONS_BEFORE = 4
 
 
 def read_running(path: Path) -> Running:

@@ -152,7 +152,9 @@ async def _start_temporal(
     if options.temporal is not None:
         return
     port = int(settings.temporal_address.rpartition(":")[2])
-    line = temporal_command(port, data.temporal_db, options.temporal_ui_port)
+    line = temporal_command(
+        port, data.temporal_db, options.temporal_ui_port, partitions=data.partitions()
+    )
     if options.temporal_ui_port is not None:  # it would only say so in its log
         listen("127.0.0.1", options.temporal_ui_port, "--temporal-ui-port").close()
     child = Child("temporal", line, data.log("temporal"))

@@ -200,7 +200,7 @@ def _matches(column: Any, pattern: str) -> ColumnElement[bool]:
     # Most are a plain text, or one from its beginning to its end, which any database finds faster.
     whole = pattern.startswith("^") and pattern.endswith("$")
     text = pattern[1:-1] if whole else pattern
-    plain = _META.isdisjoint(text)
+    plain = _META.isdisjoint(text) and text.isascii()  # SQLite knows the case of no other letters
     found: ColumnElement[bool]
     if plain and whole:
         found = func.lower(column) == func.lower(text)

@@ -7,18 +7,30 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import re2
-from sqlalchemy import DateTime, Dialect, Engine, Executable, TypeDecorator, event, make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    DateTime,
+    Dialect,
+    Engine,
+    ExceptionContext,
+    Executable,
+    TypeDecorator,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, create_engine
 
 from domain.errors import Conflict
 
 BUSY_TIMEOUT_S = 30
 _IMMEDIATE = "duranova_immediate"
+_LOCKED = "database is locked"
+"""SQLite's own words."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -42,9 +54,11 @@ def now() -> datetime:
 def open_engine(url: str) -> Engine:
     """An engine for this database: SQLite in WAL mode, or PostgreSQL. Its errors show no values."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(
+        engine = create_engine(
             url, pool_size=10, max_overflow=30, pool_pre_ping=True, hide_parameters=True
         )
+        event.listen(engine, "handle_error", partial(_note_loss, engine))
+        return engine
     engine = create_engine(
         url,
         connect_args={
@@ -60,6 +74,20 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+_LOSSES: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()
+
+
+def _note_loss(engine: Engine, context: ExceptionContext) -> None:
+    if context.is_disconnect:
+        _LOSSES[engine] = _LOSSES.get(engine, 0) + 1
+
+
+def losses(engine: Engine) -> int:
+    """How often a connection to this database was lost: what was read before may not be committed in the
+    one that answers now, a standby that took over."""
+    return _LOSSES.get(engine, 0)
+
+
 def _waiting_in_line() -> type[sqlite3.Connection]:
     """Connections to one SQLite file whose write transactions wait for each other here.
 
@@ -71,9 +99,10 @@ def _waiting_in_line() -> type[sqlite3.Connection]:
     class Waiting(sqlite3.Connection):
         _mine = False
 
-        def wait(self) -> None:
-            """Before a write transaction. After too long a time it is left to SQLite to say so."""
+        def wait(self) -> bool:
+            """Before a write transaction; False when it is nobody's turn for too long."""
             self._mine = line.acquire(timeout=BUSY_TIMEOUT_S)
+            return self._mine
 
         def commit(self) -> None:
             super().commit()
@@ -124,7 +153,8 @@ def _sqlite_begin(connection: Any) -> None:
     # A read that later writes would fail at once with "database is locked" instead of waiting, so a
     # transaction that may write takes the write lock from its start.
     if connection.get_execution_options().get(_IMMEDIATE, True):
-        connection.connection.wait()
+        if not connection.connection.wait():
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError(_LOCKED))
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:  # never waits and never fails, so it needs nothing of what SQLAlchemy puts around it
         connection.connection.execute("BEGIN")

@@ -18,12 +18,11 @@ READY_S = 60.0
 _DYNAMIC_CONFIG = {
     # One tenant's hundred creates must not keep another's one waiting.
     "matching.enableFairness": "true",
-    # Partitions spread a queue over machines. On one machine they only cost: 2 MB for each queue, and a
-    # poll that waits at one partition while the task waits at another.
     # How often in a second the tasks of a shard are looked for. The server's own 20 is meant for hundreds of
     # shards; here there is one, and each dispatch would wait 45 ms for its turn.
     "history.transferProcessorMaxPollRPS": "200",
-    "matching.numTaskqueueReadPartitions": "1",
+    # Partitions spread a queue over machines. On one machine they only cost: 2 MB for each queue, and a
+    # poll that waits at one partition while the task waits at another.
     "matching.numTaskqueueWritePartitions": "1",
 }
 _POLL_S = 0.1
@@ -46,10 +45,16 @@ def temporal_binary() -> str:
 
 
 def command(
-    port: int, db_file: Path | None, ui_port: int | None, log_level: str = "error"
+    port: int,
+    db_file: Path | None,
+    ui_port: int | None,
+    log_level: str = "error",
+    *,
+    partitions: int = 1,
 ) -> list[str]:
     """The command line of an embedded server; ``db_file`` None keeps it in memory, ``ui_port`` None
-    leaves the Web UI off."""
+    leaves the Web UI off. ``partitions`` of each queue are read, since tasks may be in them; new ones go
+    to one alone."""
     line = [temporal_binary(), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(port)]
     line += ["--headless"] if ui_port is None else ["--ui-port", str(ui_port)]
     line += ["--ui-disable-news-fetch"] if ui_port is not None else []
@@ -59,7 +64,8 @@ def command(
         line += ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
     for key in SEARCH_ATTRIBUTES:
         line += ["--search-attribute", f"{key.name}=Keyword"]
-    for name, value in _DYNAMIC_CONFIG.items():
+    read = {"matching.numTaskqueueReadPartitions": str(partitions)}
+    for name, value in (_DYNAMIC_CONFIG | read).items():
         line += ["--dynamic-config-value", f"{name}={value}"]
     return line
 

@@ -57,6 +57,10 @@ class _Payloads(CompositePayloadConverter):
         super().__init__(*_ENCODINGS)
 
 
+DATA_CONVERTER = DataConverter(payload_converter_class=_Payloads)
+"""How arguments and results are written into histories."""
+
+
 async def connect_to(settings: Settings, *, lazy: bool = False) -> Client:
     """A client of the cluster that the settings name, by TLS if they have certificates.
 
@@ -103,7 +107,7 @@ async def connect(
         namespace=namespace,
         lazy=lazy,
         tls=tls or False,
-        data_converter=DataConverter(payload_converter_class=_Payloads),
+        data_converter=DATA_CONVERTER,
         plugins=[OpenTelemetryPlugin(add_temporal_spans=spans)],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from scheduler.filters import overrides
 from scheduler.model import HostState, Request
 
 
@@ -28,8 +29,7 @@ class Weigher(ABC):
         return [self.weigh(host, request) for host in hosts]
 
     def __init_subclass__(cls) -> None:
-        if "weigh" in vars(cls) and "column" not in vars(cls):
-            # The quicker way that it inherits is to its parent's numbers.
+        if overrides(cls, "weigh", "column"):
             cls.column = Weigher.column  # type: ignore[method-assign]  # for this class alone
 
 

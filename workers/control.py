@@ -41,6 +41,8 @@ SCHEDULES = {
     "sweep-operations": ("SweepOperations", timedelta(seconds=30)),
 }
 """Schedule → its workflow, and how often that runs. Few, for each run costs some 60 ms of a core."""
+_LONGEST_ROUND = timedelta(minutes=30)
+"""A run of a schedule that has been lost must not keep the next ones from starting for ever."""
 # Our workflow modules import nothing but the pure core (an import rule sees to that), so the sandbox may
 # share them: without this each workflow instance would import them again.
 SANDBOX = SandboxedWorkflowRunner(
@@ -96,7 +98,9 @@ async def ensure_standing_work(client: Client, *, run_now: bool = True) -> None:
     await ensure_desk(client)
     for name, (workflow, every) in SCHEDULES.items():
         schedule = Schedule(
-            action=ScheduleActionStartWorkflow(workflow, id=name, task_queue=CONTROL_QUEUE),
+            action=ScheduleActionStartWorkflow(
+                workflow, id=name, task_queue=CONTROL_QUEUE, execution_timeout=_LONGEST_ROUND
+            ),
             spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
             policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
         )

@@ -153,6 +153,7 @@ async def _host(process: _Process, plan: HostPlan) -> AsyncIterator[Driver]:
             reports.cancel()
             with suppress(asyncio.CancelledError):
                 await reports
+            await guests.settled()  # before anybody else may work on this host
             await asyncio.to_thread(driver.close)
 
 

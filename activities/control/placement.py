@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, ExceptionContext, event
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from activities.control.snapshot import Snapshots, build_request
@@ -21,7 +21,7 @@ from db.operations import (
     open_event,
 )
 from db.servers import Server
-from db.session import now, transaction
+from db.session import losses, now, transaction
 from domain.errors import Conflict, NotFound, NoValidHost
 from domain.guest import Fence, GuestSpec, ImageRef
 from domain.states import LIVE_OPERATION_STATES, OperationState, TaskState, VmState
@@ -48,7 +48,6 @@ class Placement:
         self._filters = load_filters(settings.enabled_filters)
         self._weighers = load_weighers(settings.weigher_multipliers)
         self._snapshots = Snapshots(settings)
-        event.listen(engine, "handle_error", self._on_error)
 
     def claim(self, cmd: ClaimHost) -> Placed:
         """Choose a host and claim it for this attempt; the same command again answers the same.
@@ -79,16 +78,12 @@ class Placement:
         """What was claimed, or the decision that let no host pass."""
         started = now()
         request = build_request(session, server, operation, cmd.passed_over)
-        hosts = self._snapshots.hosts(session, started)
+        hosts = self._snapshots.hosts(session, started, losses(self._engine))
         selection = select_host(hosts, request, self._filters, self._weighers)
         _record(session, operation, cmd.attempt, selection, started)
         if not selection.ranked:
             return selection
         return _take(session, server, operation, request, selection.ranked[0].host)
-
-    def _on_error(self, context: ExceptionContext) -> None:
-        if context.is_disconnect:
-            self._snapshots.forget()  # another server may answer next, which has lost some commits
 
     def renew(self, cmd: Attempt) -> Placed:
         """Give this attempt's claim the next epoch, its host and share unchanged. Conflict without a claim

@@ -47,6 +47,7 @@ class Snapshots:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._losses = 0
         self.forget()
 
     def forget(self) -> None:
@@ -59,8 +60,12 @@ class Snapshots:
         self._aggregates: dict[str, tuple[Aggregate, ...]] = {}
         """host → the aggregates it is in"""
 
-    def hosts(self, session: Session, now: datetime) -> list[HostState]:
-        """Every host that ever reported, by name."""
+    def hosts(self, session: Session, now: datetime, losses: int = 0) -> list[HostState]:
+        """Every host that ever reported, by name. With another number of ``losses`` (of connections) than
+        before, nothing that was read before counts."""
+        if losses != self._losses:
+            self.forget()
+            self._losses = losses
         try:
             return self._hosts(session, now)
         except BaseException:

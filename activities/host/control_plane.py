@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from urllib.parse import quote
 
 import httpx
 from opentelemetry import propagate
@@ -110,7 +111,7 @@ class ControlPlane(Supplies):
         return response.status_code, response.content
 
     def _url(self, path: str) -> str:
-        return f"{self._host}/{path}"
+        return f"{quote(self._host, safe='')}/{path}"
 
     def _proof(self) -> dict[str, str]:
         headers = {"X-Host-Token": host_token(self._key, self._host)}

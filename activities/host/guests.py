@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from temporalio import activity
 
@@ -58,6 +58,12 @@ class Guests(HostActivities):
         self._epoch = epoch
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._boots = asyncio.Semaphore(PARALLEL_BOOTS)
+        self._working: set[asyncio.Future[Any]] = set()
+
+    async def settled(self) -> None:
+        """Wait for the driver's calls that are still going on, their activities given up or not."""
+        if self._working:
+            await asyncio.wait(self._working)
 
     @activity.defn
     async def spawn_guest(self, cmd: SpawnGuest) -> GuestPower:
@@ -154,6 +160,8 @@ class Guests(HostActivities):
 
         # The pool's threads know neither our trace nor the ids of our log lines.
         work = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, observed)
+        self._working.add(work)
+        work.add_done_callback(self._working.discard)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -65,11 +65,12 @@ class Reporter:
             if wait_s is not None:
                 self.reported.set()
             # Spread, so that the hosts of a large cloud do not stay in step after they all were refused.
-            wait_s = (wait_s or 0.0) * random.uniform(*_SPREAD)  # noqa: S311  # no secret
+            spread = random.uniform(*_SPREAD)  # noqa: S311  # no secret
+            soon_s = _SOON_S if wait_s is not None else _SOON_S / spread
             try:
                 # Not faster than once a second, however lively the guests are.
-                await asyncio.sleep(_SOON_S)
-                async with asyncio.timeout(max(0.0, wait_s - _SOON_S)):
+                await asyncio.sleep(soon_s)
+                async with asyncio.timeout(max(0.0, (wait_s or 0.0) * spread - soon_s)):
                     await self._changed.wait()
             except TimeoutError:
                 pass

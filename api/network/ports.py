@@ -220,7 +220,8 @@ def update_port(port_id: str, body: ChangedPort, who: Writer, db: Db, cloud: The
     """Change a port."""
     port = get_port(db, port_id, scope(who), lock=True)
     must_own(who, port.project_id, "update_port")
-    network = get_network(db, port.network_id, None)
+    addressed = body.port.fixed_ips is not None  # then no subnet may go meanwhile
+    network = get_network(db, port.network_id, None, lock=addressed)
     _check_rights(body.port, who, network, "update_port")
     before = _concerned(db, [port])
     _change(db, port, body.port)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, insert, or_, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import make_transient_to_detached
+from sqlalchemy.orm import make_transient, make_transient_to_detached
 from sqlmodel import Session, col, select
 
 from db.network.networks import address_owner, network_not_found, subnets_of
@@ -116,12 +116,17 @@ def insert_port(
 ) -> Port:
     """As ``add_port``, for a caller who rolls back to a savepoint of his own when it raises."""
     _insert_with_mac(session, port)
-    subnets = subnets_of(session, [port.network_id])[port.network_id]
-    if addresses is not None:
-        set_addresses(session, port, addresses, subnets)
-    elif subnets:
-        take_any_address(session, port, subnets)
-    _join_groups(session, port, group_ids)
+    try:
+        subnets = subnets_of(session, [port.network_id])[port.network_id]
+        if addresses is not None:
+            set_addresses(session, port, addresses, subnets)
+        elif subnets:
+            take_any_address(session, port, subnets)
+        _join_groups(session, port, group_ids)
+    except BaseException:
+        session.expunge(port)  # its row goes with the savepoint, of which the session knows nothing
+        make_transient(port)
+        raise
     return port
 
 

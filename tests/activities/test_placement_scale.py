@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlmodel import Session, col, delete, select
 
+from activities.control import snapshot
 from activities.control.placement import Placement
 from activities.control.snapshot import Snapshots, host_states
 from db.groups import Aggregate, AggregateHost
@@ -332,3 +333,24 @@ def test_a_database_that_has_lost_commits_is_read_anew(lab: Lab) -> None:
         )
     admin.dispose()
     assert lab.place().host == "one"
+
+
+def test_a_connection_lost_in_the_middle_of_a_decision_counts_for_the_next(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.add_hosts("one", "two", "three")
+    lab.place()
+    real, losses = snapshot._down, 0
+
+    def down(*given: Any) -> dict[str, str]:
+        nonlocal losses
+        losses += 1  # another thread's, just now
+        return real(*given)
+
+    kept = Snapshots(lab.settings)
+    monkeypatch.setattr(snapshot, "_down", down)
+    with reading(lab.engine) as session:
+        for _ in range(3):
+            before = losses
+            assert len(kept.hosts(session, now(), before)) == 3
+            assert losses == before + 1

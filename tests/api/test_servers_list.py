@@ -340,3 +340,10 @@ def test_a_list_and_a_show_are_of_the_shape_that_is_documented(
         shown = world.show(server["id"], "2.96", who)
         ServerView.model_validate(shown)
         assert shown == server | {"server_groups": []}
+
+
+@pytest.mark.parametrize("pattern", ["äpfel", "^ÄPFEL$", "^äpf"])
+def test_names_are_found_in_any_case_beyond_ascii_too(world: ServerWorld, pattern: str) -> None:
+    world.create("2.1", name="Äpfel")
+    world.create("2.1", name="pears")
+    assert found(world, f"name={pattern}") == {"Äpfel"}

@@ -49,3 +49,15 @@ def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "running.json").write_text("{}")
     with pytest.raises(StartError, match="is not ours"):
         read_running(tmp_path)
+
+
+def test_queues_of_an_older_directory_are_read_in_all_their_partitions(tmp_path: Path) -> None:
+    new, old = open_data_dir(tmp_path / "new"), open_data_dir(tmp_path / "old")
+    try:
+        old.temporal_db.touch()
+        assert (new.partitions(), old.partitions()) == (1, 4)
+        new.temporal_db.touch()
+        assert (new.partitions(), old.partitions()) == (1, 4)
+    finally:
+        os.close(new.lock)
+        os.close(old.lock)

@@ -6,17 +6,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, event, inspect, text
 
 from db import schema, tables
 from db.host_changes import AGGREGATES, read_changes
-from db.hosts import Host
-from db.session import open_engine, reading, transaction
+from db.hosts import Host, report_host
+from db.session import now, open_engine, reading, transaction
+from domain.guest import Inventory
 from tests.postgres import Postgres
 
 
@@ -142,3 +144,32 @@ def test_a_failed_upgrade_changes_nothing(empty_url: str) -> None:
     with pytest.raises(Exception, match="server"):
         schema.upgrade(empty_url)
     assert tables_in(empty_url) == {"server"}
+
+
+def test_a_host_that_first_reports_during_an_upgrade_is_seen(empty_url: str) -> None:
+    if not empty_url.startswith("postgresql"):
+        pytest.skip("SQLite has one writer at a time")
+    schema.upgrade(empty_url, "0007")
+    engine, said = open_engine(empty_url), False
+    inventory = Inventory(4, 4608, 100, "QEMU", 9000000, "late.example", uuid="late")
+
+    def report(*_statement: object) -> None:
+        with transaction(engine) as session:
+            report_host(session, "late", inventory, "e", now(), None)
+
+    def look(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        nonlocal said
+        if "CREATE FUNCTION note_host_change" in statement and not said:
+            said = True
+            report()
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        schema.upgrade(empty_url)
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+    report()  # without news
+    assert said
+    with reading(engine) as session:
+        assert {row.changed for row in read_changes(session, -1)} == {"late", AGGREGATES}
+    engine.dispose()

@@ -33,7 +33,7 @@ from db.network import (
     usable_networks,
 )
 from db.network.networks import add_network, add_subnet
-from db.network.ports import add_port, free_address
+from db.network.ports import FixedIpRequest, add_port, free_address
 from db.quotas import set_limit
 from db.servers import Server
 from db.session import reading, transaction
@@ -352,3 +352,18 @@ def _check_race(engine: Engine) -> None:
 
 def test_addresses_are_never_given_twice(engine: Engine) -> None:
     _check_race(engine)
+
+
+def test_a_port_that_could_not_be_had_leaves_the_session_as_it_was(engine: Engine) -> None:
+    with transaction(engine) as session:
+        network = make_network(session)
+        taken = add_port(session, Port(network_id=network.id, project_id=MINE, mac=""), None)
+        ip = session.exec(select(FixedIp.ip).where(FixedIp.port_id == taken.id)).one()
+        wish = Port(network_id=network.id, project_id=MINE, mac="")
+        with pytest.raises(Conflict, match="is in use"):
+            add_port(session, wish, [FixedIpRequest(ip=ip)])
+        assert wish not in session
+        wish.name = "again"
+        add_port(session, wish, None)
+    with reading(engine) as session:
+        assert {port.name for port in session.exec(select(Port))} == {"", "again"}

@@ -54,6 +54,23 @@ def test_writers_come_one_after_another(url: str) -> None:
     engine.dispose()
 
 
+def test_a_writer_waits_in_line_and_not_at_the_file(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db_session, "BUSY_TIMEOUT_S", 0.05)
+    engine = counter(url)  # SQLite itself would give up after this time
+    monkeypatch.setattr(db_session, "BUSY_TIMEOUT_S", 30)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(engine) as session:
+            session.execute(text("UPDATE counter SET n = 5"))
+            next_one = pool.submit(add_one, engine)
+            with pytest.raises(TimeoutError):
+                next_one.result(0.5)
+        next_one.result(30)
+    assert count(engine) == 6
+    engine.dispose()
+
+
 def test_readers_do_not_wait_for_a_writer(url: str) -> None:
     engine = counter(url)
     with transaction(engine) as session:

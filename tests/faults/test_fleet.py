@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -91,7 +92,11 @@ async def test_sixty_hosts_in_a_process_share_its_threads_and_connections(
 
 @pytest.mark.parametrize(("hosts", "polls"), [(1, 5), (20, 5), (60, 1), (1000, 1)])
 async def test_a_process_of_many_hosts_holds_few_polls_open(
-    stack: Stack, hosts: int, polls: int
+    stack: Stack, hosts: int, polls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(host_module, "Worker", lambda *_client, **given: made.append(given))
+    monkeypatch.setattr(host_module, "implemented", lambda *_: [])
     async with host_module._process(stack.temporal, stack.settings, hosts) as process:
-        assert process.polls == polls
+        host_module._worker(process, "host-1", None)  # type: ignore[arg-type]  # not looked at
+    assert [given["activity_task_poller_behavior"].maximum for given in made] == [polls]

@@ -200,6 +200,31 @@ def test_a_subclass_of_a_filter_or_weigher_of_ours_has_its_own_word() -> None:
     assert [r.host for r in selection.ranked] == ["b", "c"]
 
 
+class Stern:
+    """For classes of ours to be mixed with."""
+
+    def passes(self, host: HostState, request: Request) -> str | None:
+        return "not b" if host.name == "b" else super().passes(host, request)  # type: ignore[misc]  # of the class it is mixed with
+
+    def weigh(self, host: HostState, request: Request) -> float:
+        return -super().weigh(host, request)  # type: ignore[misc]  # of the class it is mixed with
+
+
+class SternFilter(Stern, CapacityFilter):
+    pass
+
+
+class SternWeigher(Stern, RAMWeigher):
+    pass
+
+
+def test_so_has_a_class_that_is_mixed_with_ours() -> None:
+    hosts = [host("a", ram_used=3000), host("b"), host("c")]
+    selection = select(hosts, REQUEST, (SternFilter(),), ((SternWeigher(), 1.0),))
+    assert selection.refusals == {"b": "SternFilter: not b"}
+    assert [r.host for r in selection.ranked] == ["a", "c"]
+
+
 # --- every legal request ----------------------------------------------------------------------
 
 names = st.sampled_from([f"h{n}" for n in range(6)])

@@ -1,4 +1,4 @@
-"""Histories of every released version replay under today's workflows, with the sandbox on."""
+"""Histories of every released version replay under today's workflows, run as a control worker runs them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from temporalio.client import WorkflowHistory
-from temporalio.worker import Replayer
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
+from runtime.temporal import DATA_CONVERTER
 from tests.workflows.record import HISTORIES
 from workflows.catalog import WORKFLOWS
 from workflows.create import CreateServer
@@ -28,7 +29,12 @@ def history(path: Path) -> WorkflowHistory:
 
 @pytest.mark.parametrize("path", RECORDED, ids=[f"{p.parent.name}/{p.stem}" for p in RECORDED])
 async def test_a_recorded_run_replays(path: Path) -> None:
-    await Replayer(workflows=WORKFLOWS).replay_workflow(history(path))
+    replayer = Replayer(
+        workflows=WORKFLOWS,
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        data_converter=DATA_CONVERTER,
+    )
+    await replayer.replay_workflow(history(path))
 
 
 def test_every_workflow_has_a_history_of_some_version() -> None:

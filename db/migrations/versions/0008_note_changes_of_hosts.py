@@ -85,11 +85,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("host"),
     )
     op.create_index("ix_host_change_version", "host_change", ["version"])
-    # what is there already counts as changed once
-    op.execute("INSERT INTO host_change (host, version) SELECT name, 1 FROM host")
-    op.execute("INSERT INTO host_change (host, version) VALUES ('', 1)")
+    # The triggers first: from then on no writer comes in between until this is committed.
     for statement in _postgresql() if _is_postgresql() else _sqlite():
         op.execute(statement)
+    # What is there already counts as changed once. (WHERE: SQLite's grammar wants it before ON.)
+    there = "INSERT INTO host_change (host, version) SELECT name, 1 FROM host WHERE true"
+    op.execute(f"{there} ON CONFLICT DO NOTHING")
+    op.execute("INSERT INTO host_change (host, version) VALUES ('', 1) ON CONFLICT DO NOTHING")
 
 
 def downgrade() -> None:
