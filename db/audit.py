@@ -6,36 +6,27 @@ operation owns is on its way, and no violation.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Float, and_, func, or_
-from sqlmodel import Session, col, select
+from sqlalchemy import and_, exists, func, or_, text
+from sqlmodel import Session, SQLModel, col, select
 
+from db.audit_reports import audit_reports
+from db.differences import columns, differing, looked_at
 from db.groups import ServerGroup
 from db.hosts import Claim
 from db.identity import Grant, Role
 from db.images import Image
 from db.network.tables import FixedIp, Network, Port, PortSecurityGroup, SecurityGroup, Subnet
-from db.operations import Operation
-from db.servers import Server
-from db.sightings import UNKNOWN, HostSighting, Place, places_of, sightings_of
+from db.operations import BUSY, IN_TRANSITION, Operation, idle
+from db.servers import MISCOUNTED, Server, alive
 from domain.amounts import amounts
 from domain.audit import Finding, Violation, merged
-from domain.states import LIVE_OPERATION_STATES, PowerState, VmState
+from domain.states import VmState
 
-_BUSY = select(Operation.server_id).where(col(Operation.state).in_(LIVE_OPERATION_STATES))
 _OWNED = "compute:%"
-_UP = (PowerState.RUNNING, PowerState.PAUSED)
-_WANTED: dict[str, tuple[PowerState, ...]] = {
-    VmState.ACTIVE: (PowerState.RUNNING,),
-    VmState.PAUSED: (PowerState.PAUSED,),
-    VmState.SUSPENDED: (PowerState.SUSPENDED, PowerState.SHUTDOWN),
-    VmState.STOPPED: (PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE),
-}
-"""VM state → the power states that a guest of such a server may have."""
 
 
 def audit_record(session: Session, at: datetime, silent_after_s: float) -> list[Finding]:
@@ -43,18 +34,16 @@ def audit_record(session: Session, at: datetime, silent_after_s: float) -> list[
 
     A host that has not reported for ``silent_after_s`` tells nothing about its guests.
     """
-    since = at - timedelta(seconds=silent_after_s)
-    sightings = [(row, t) for row, t in sightings_of(session) if t is not None and t >= since]
+    servers, devices = _count(session, Server, alive()), _suspect_devices(session)
     return merged(
         [
-            _found("I1", _count(session, Claim.id), _claims(session)),
-            _found("I2", _count(session, Port.id), _ports(session)),
-            _found("I2", _count(session, FixedIp.id), _addresses(session)),
-            _found("I3", sum(len(s.guests) for s, _ in sightings), _guests(session, sightings)),
-            _found("I4", len(sightings), _residue(session, sightings)),
-            _found("I5", _count(session, Server.id, _alive()), _quotas(session)),
-            _found("I6", _count(session, Server.id, _alive()), _transitions(session)),
-            _found("I8", _count(session, Server.id, _alive()), _foreign(session)),
+            _found("I1", _count(session, Claim), _claims(session)),
+            _found("I2", _count(session, Port), _ports(session, devices)),
+            _found("I2", _count(session, FixedIp), _addresses(session)),
+            *audit_reports(session, at - timedelta(seconds=silent_after_s)),
+            _found("I5", servers, _quotas(session)),
+            _found("I6", servers, _transitions(session)),
+            _found("I8", servers, _foreign(session, devices)),
         ]
     )
 
@@ -79,40 +68,41 @@ def _found(invariant: str, checked: int, violations: Iterator[Violation]) -> Fin
     return Finding(invariant, checked, tuple(violations))
 
 
-def _count(session: Session, column: Any, *where: Any) -> int:
-    return int(session.exec(select(func.count(column)).where(*where)).one())
-
-
-def _alive() -> Any:
-    return col(Server.deleted_at).is_(None)
-
-
-def _idle() -> Any:
-    return col(Server.id).not_in(_BUSY)
+def _count(session: Session, table: type[SQLModel], *where: Any) -> int:
+    return int(session.exec(select(func.count()).select_from(table).where(*where)).one())
 
 
 # --- I1: claims
 
 
 def _claims(session: Session) -> Iterator[Violation]:
-    yield from _claims_of_nobody(session)
-    missing = select(Server.id, Server.host).where(
-        _alive(),
-        _idle(),
-        col(Server.host).is_not(None),
-        col(Server.id).not_in(select(Claim.server_id)),
+    amounts_of = ("vcpus", "ram_mb", "disk_gb")
+    suspects = differing(
+        session,
+        columns(Claim.server_id, Claim.host, *(getattr(Claim, a) for a in amounts_of)),
+        columns(Server.id, Server.host, *(getattr(Server, a) for a in amounts_of)).where(alive()),
     )
-    for server_id, host in session.exec(missing):
+    building = session.exec(select(Claim.server_id).where(col(Claim.building)))
+    yield from _claims_of_nobody(session, dict.fromkeys([*suspects, *building]))
+    yield from _wrong_amounts(session, suspects)
+    unclaimed = differing(
+        session,
+        columns(Server.id, Server.host).where(alive(), col(Server.host).is_not(None)),
+        columns(Claim.server_id, Claim.host),
+    )
+    missing = columns(Server.id, Server.host).where(
+        alive(), idle(), ~exists().where(col(Claim.server_id) == Server.id)
+    )
+    for server_id, host in looked_at(session, missing, Server.id, unclaimed):
         yield Violation(f"server {server_id}", f"it is on {host} but has no claim there")
-    yield from _wrong_amounts(session)
 
 
-def _claims_of_nobody(session: Session) -> Iterator[Violation]:
+def _claims_of_nobody(session: Session, suspects: Iterable[str]) -> Iterator[Violation]:
     query = (
-        select(Claim.server_id, Claim.host, Claim.building, Server)
+        columns(Claim.server_id, Claim.host, Server.id, Server.deleted_at, Server.host)
         .join(Server, col(Server.id) == Claim.server_id, isouter=True)
         .where(
-            col(Claim.server_id).not_in(_BUSY),
+            col(Claim.server_id).not_in(BUSY),
             or_(
                 col(Server.id).is_(None),
                 col(Server.deleted_at).is_not(None),
@@ -122,52 +112,64 @@ def _claims_of_nobody(session: Session) -> Iterator[Violation]:
             ),
         )
     )
-    for server_id, host, _building, server in session.exec(query):
-        if server is None:
+    for server_id, host, known, deleted_at, at in looked_at(
+        session, query, Claim.server_id, suspects
+    ):
+        if known is None:
             why = "its server has no record"
-        elif server.deleted_at is not None:
+        elif deleted_at is not None:
             why = "its server is deleted"
-        elif server.host != host:
-            why = f"its server is on {server.host or 'no host'}"
+        elif at != host:
+            why = f"its server is on {at or 'no host'}"
         else:
             why = "it counts as building, but its server is active"
         yield Violation(f"claim of server {server_id} on {host}", why)
 
 
-def _wrong_amounts(session: Session) -> Iterator[Violation]:
+def _wrong_amounts(session: Session, suspects: Iterable[str]) -> Iterator[Violation]:
     """Claims that differ from the flavor at first sight, looked at closely."""
     query = (
-        select(Claim, Server)
-        .join(Server, col(Server.id) == Claim.server_id)
-        .where(
-            _alive(),
-            _idle(),
-            or_(
-                col(Claim.vcpus) != col(Server.vcpus),
-                col(Claim.ram_mb) != col(Server.ram_mb),
-                col(Claim.disk_gb) != col(Server.disk_gb),
-            ),
+        columns(
+            *(Server.id, Claim.host, Server.flavor, Server.image),
+            *(Claim.vcpus, Claim.ram_mb, Claim.disk_gb),
         )
+        .join(Server, col(Server.id) == Claim.server_id)
+        .where(alive(), idle())
     )
-    for claim, server in session.exec(query):
-        wanted = amounts(server.flavor, server.image)
-        held = (claim.vcpus, claim.ram_mb, claim.disk_gb)
-        if held != wanted:
+    for server_id, host, flavor, image, *held in looked_at(
+        session, query, Claim.server_id, suspects
+    ):
+        wanted = amounts(flavor, image)
+        if tuple(held) != wanted:
             yield Violation(
-                f"claim of server {server.id} on {claim.host}",
-                f"it holds {held} (vCPUs, MB, GB), its server takes {wanted}",
+                f"claim of server {server_id} on {host}",
+                f"it holds {tuple(held)} (vCPUs, MB, GB), its server takes {wanted}",
             )
 
 
 # --- I2: ports and addresses
 
 
-def _ports(session: Session) -> Iterator[Violation]:
+def _suspect_devices(session: Session) -> list[str]:
+    """What ports have for a device that is no server of the same project and on the same host; those of
+    servers on no host are always among them."""
+    return differing(
+        session,
+        columns(Port.device_id, Port.project_id, Port.host).where(
+            or_(col(Port.device_id) != "", col(Port.made_by_server))
+        ),
+        columns(Server.id, Server.project_id, Server.host).where(alive()),
+    )
+
+
+def _ports(session: Session, devices: Iterable[str]) -> Iterator[Violation]:
     query = (
-        select(Port.id, Port.device_id, Port.host, Server)
+        columns(
+            *(Port.id, Port.device_id, Port.host, Server.id, Server.deleted_at, Server.host),
+        )
         .join(Server, col(Server.id) == Port.device_id, isouter=True)
         .where(
-            col(Port.device_id).not_in(_BUSY),
+            col(Port.device_id).not_in(BUSY),
             or_(
                 and_(col(Port.made_by_server), col(Server.id).is_(None)),
                 col(Server.deleted_at).is_not(None),
@@ -178,27 +180,39 @@ def _ports(session: Session) -> Iterator[Violation]:
             ),
         )
     )
-    for port_id, device_id, host, server in session.exec(query):
-        if server is None:
+    for port_id, device_id, host, known, deleted_at, at in looked_at(
+        session, query, Port.device_id, devices
+    ):
+        if known is None:
             why = f"it was made for server {device_id or '(none)'}, which has no record"
-        elif server.deleted_at is not None:
+        elif deleted_at is not None:
             why = f"its server {device_id} is deleted"
         else:
-            why = f"it is bound to {host or 'no host'}, its server {device_id} is on {server.host or 'no host'}"
+            why = f"it is bound to {host or 'no host'}, its server {device_id} is on {at or 'no host'}"
         yield Violation(f"port {port_id}", why)
 
 
 def _addresses(session: Session) -> Iterator[Violation]:
+    # In one subnet the database refuses a second owner.
+    several = select(Subnet.network_id).group_by(Subnet.network_id).having(func.count() > 1)
     twice = (
         select(Port.network_id, FixedIp.ip)
         .join(Port, col(Port.id) == FixedIp.port_id)
+        .where(col(Port.network_id).in_(several))
         .group_by(Port.network_id, FixedIp.ip)
         .having(func.count() > 1)
     )
     for network_id, ip in session.exec(twice):
         yield Violation(f"address {ip} on network {network_id}", "several ports have it")
-    lost = (
-        select(FixedIp.id, FixedIp.ip, FixedIp.port_id)
+    lost = differing(
+        session,
+        columns(FixedIp.port_id, Subnet.network_id).join(
+            Subnet, col(Subnet.id) == FixedIp.subnet_id, isouter=True
+        ),
+        columns(Port.id, Port.network_id),
+    )
+    query = (
+        columns(FixedIp.id, FixedIp.ip, FixedIp.port_id)
         .join(Port, col(Port.id) == FixedIp.port_id, isouter=True)
         .join(Subnet, col(Subnet.id) == FixedIp.subnet_id, isouter=True)
         .where(
@@ -209,87 +223,19 @@ def _addresses(session: Session) -> Iterator[Violation]:
             )
         )
     )
-    for address_id, ip, port_id in session.exec(lost):
+    for address_id, ip, port_id in looked_at(session, query, FixedIp.port_id, lost):
         yield Violation(
             f"address {ip} ({address_id})", f"port {port_id} or its subnet does not exist"
         )
-
-
-# --- I3, I4: what hosts report
-
-_Sightings = list[tuple[HostSighting, datetime]]
-
-
-def _guests(session: Session, sightings: _Sightings) -> Iterator[Violation]:
-    seen: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    places = places_of(session, [guest for sighting, _ in sightings for guest in sighting.guests])
-    for sighting, reported_at in sightings:
-        for server_id, (power_state, _epoch) in sighting.guests.items():
-            seen[server_id].append((sighting.host, power_state))
-            place = places.get(server_id, UNKNOWN)
-            why = place.wrong_on(sighting.host)
-            if why and not _newer(place, reported_at):
-                yield Violation(f"guest of server {server_id} on {sighting.host}", why)
-    for server_id, copies in seen.items():
-        running = [host for host, power in copies if power in _UP]
-        if len(running) > 1:
-            where = ", ".join(sorted(running))
-            yield Violation(f"server {server_id}", f"it runs more than once: on {where}")
-    yield from _absent(session, sightings)
-
-
-def _absent(session: Session, sightings: _Sightings) -> Iterator[Violation]:
-    """Servers whose guest their host does not report, or reports in another state."""
-    reports = {sighting.host: (sighting.guests, at) for sighting, at in sightings}
-    query = select(Server.id, Server.host, Server.vm_state, Server.updated_at).where(
-        _alive(),
-        _idle(),
-        col(Server.host).in_(sorted(reports)),
-        col(Server.vm_state).in_(list(_WANTED)),
-    )
-    for server_id, host, vm_state, updated_at in session.exec(query):
-        guests, reported_at = reports[str(host)]
-        if updated_at >= reported_at:
-            continue  # the report is older than what it would be held against
-        subject = f"server {server_id} on {host}"
-        if server_id not in guests:
-            yield Violation(subject, f"it is {vm_state}, but the host has no guest of it")
-            continue
-        power_state = PowerState(guests[server_id][0])
-        if power_state not in _WANTED[vm_state]:
-            yield Violation(
-                subject, f"it is {vm_state}, but its guest is {power_state.name.lower()}"
-            )
-
-
-def _residue(session: Session, sightings: _Sightings) -> Iterator[Violation]:
-    places = places_of(session, [name for sighting, _ in sightings for name in sighting.residue])
-    for sighting, _ in sightings:
-        for name in sighting.residue:
-            place = places.get(name, UNKNOWN)
-            if place.busy or name in sighting.guests or _newer(place, sighting.residue_at):
-                continue
-            why = place.wrong_on(sighting.host) or "it has no guest there"
-            yield Violation(f"leftovers of {name} on {sighting.host}", why)
-
-
-def _newer(place: Place, reported_at: datetime | None) -> bool:
-    """Whether the record changed after the host said what it had."""
-    if place.updated_at is None or reported_at is None:
-        return False
-    return place.updated_at >= reported_at
 
 
 # --- I5: quotas
 
 
 def _quotas(session: Session) -> Iterator[Violation]:
-    columns = {name: col(getattr(Server, name)) for name in ("vcpus", "ram_mb", "disk_gb")}
-    # as Float: a number in JSON may have been written as 1.0
-    copies = {name: Server.flavor[name].as_string().cast(Float) for name in columns}
-    query = select(Server.id, Server.project_id).where(
-        _alive(), or_(*(columns[name] != copies[name] for name in columns))
-    )
+    wrong = text(MISCOUNTED[session.get_bind().dialect.name])
+    query = select(Server.id, Server.project_id).where(wrong)
+    query = query.order_by(Server.project_id, Server.id)  # as in the index that is meant
     for server_id, project_id in session.exec(query):
         yield Violation(
             f"server {server_id}",
@@ -302,9 +248,7 @@ def _quotas(session: Session) -> Iterator[Violation]:
 
 def _transitions(session: Session) -> Iterator[Violation]:
     query = select(Server.id, Server.vm_state, Server.task_state).where(
-        _alive(),
-        _idle(),
-        or_(col(Server.task_state).is_not(None), col(Server.vm_state) == VmState.BUILDING),
+        col(Server.id).in_(IN_TRANSITION), idle()
     )
     for server_id, vm_state, task_state in session.exec(query):
         yield Violation(
@@ -315,56 +259,90 @@ def _transitions(session: Session) -> Iterator[Violation]:
 # --- I8: references between projects
 
 
-def _foreign(session: Session) -> Iterator[Violation]:
-    yield from _foreign_ports(session)
+def _foreign(session: Session, devices: Iterable[str]) -> Iterator[Violation]:
+    yield from _foreign_ports(session, devices)
+    yield from _foreign_networks(session)
     yield from _foreign_groups(session)
-    group = select(Server.id, ServerGroup.id).join(
-        ServerGroup, col(ServerGroup.id) == Server.group_id
-    )
-    for server_id, group_id in session.exec(
-        group.where(_alive(), ServerGroup.project_id != Server.project_id)
-    ):
-        yield Violation(f"server {server_id}", f"group {group_id} belongs to another project")
-    operation = select(Operation.id, Server.id).join(Server)
-    for operation_id, server_id in session.exec(
-        operation.where(_alive(), Operation.project_id != Server.project_id)
-    ):
-        yield Violation(
-            f"operation {operation_id}", f"server {server_id} belongs to another project"
-        )
+    yield from _foreign_server_groups(session)
+    yield from _foreign_operations(session)
     yield from _foreign_images(session)
 
 
-def _foreign_ports(session: Session) -> Iterator[Violation]:
-    ports = select(Port.id, Server.id).join(Server, col(Server.id) == Port.device_id)
-    for port_id, server_id in session.exec(
-        ports.where(_alive(), Port.project_id != Server.project_id)
-    ):
-        yield Violation(f"port {port_id}", f"its server {server_id} belongs to another project")
-    networks = (
-        select(Port.id, Network.id)
-        .join(Network)
-        .where(
-            col(Port.device_owner).like(_OWNED),
-            Port.project_id != Network.project_id,
-            col(Network.shared).is_(False),
-        )
+def _foreign_ports(session: Session, devices: Iterable[str]) -> Iterator[Violation]:
+    query = (
+        columns(Port.id, Server.id)
+        .join(Server, col(Server.id) == Port.device_id)
+        .where(alive(), col(Port.project_id) != Server.project_id)
     )
-    for port_id, network_id in session.exec(networks):
+    for port_id, server_id in looked_at(session, query, Port.device_id, devices):
+        yield Violation(f"port {port_id}", f"its server {server_id} belongs to another project")
+
+
+def _foreign_networks(session: Session) -> Iterator[Violation]:
+    users = select(Port.network_id, Port.project_id).distinct().subquery()
+    networks = (
+        select(Network.id)
+        .join(users, users.c.network_id == Network.id)
+        .where(users.c.project_id != Network.project_id, col(Network.shared).is_(False))
+    )
+    query = (
+        columns(Port.id, Network.id)
+        .join(Network)
+        .where(col(Port.device_owner).like(_OWNED), col(Port.project_id) != Network.project_id)
+    )
+    suspects = dict.fromkeys(session.exec(networks))
+    for port_id, network_id in looked_at(session, query, Port.network_id, suspects):
         yield Violation(
             f"port {port_id}", f"its network {network_id} belongs to another project, unshared"
         )
 
 
 def _foreign_groups(session: Session) -> Iterator[Violation]:
+    suspects = differing(
+        session,
+        columns(PortSecurityGroup.port_id, SecurityGroup.project_id).join(SecurityGroup),
+        columns(Port.id, Port.project_id),
+    )
     query = (
-        select(Port.id, SecurityGroup.id)
+        columns(Port.id, SecurityGroup.id)
         .join(PortSecurityGroup, col(PortSecurityGroup.port_id) == Port.id)
         .join(SecurityGroup, col(SecurityGroup.id) == PortSecurityGroup.security_group_id)
-        .where(SecurityGroup.project_id != Port.project_id)
+        .where(col(SecurityGroup.project_id) != Port.project_id)
     )
-    for port_id, group_id in session.exec(query):
+    for port_id, group_id in looked_at(session, query, Port.id, suspects):
         yield Violation(f"port {port_id}", f"security group {group_id} belongs to another project")
+
+
+def _foreign_server_groups(session: Session) -> Iterator[Violation]:
+    suspects = differing(
+        session,
+        columns(Server.group_id, Server.project_id).where(col(Server.group_id).is_not(None)),
+        columns(ServerGroup.id, ServerGroup.project_id),
+    )
+    query = (
+        columns(Server.id, ServerGroup.id)
+        .join(ServerGroup, col(ServerGroup.id) == Server.group_id)
+        .where(alive(), col(ServerGroup.project_id) != Server.project_id)
+    )
+    for server_id, group_id in looked_at(session, query, Server.group_id, suspects):
+        yield Violation(f"server {server_id}", f"group {group_id} belongs to another project")
+
+
+def _foreign_operations(session: Session) -> Iterator[Violation]:
+    suspects = differing(
+        session,
+        columns(Operation.server_id, Operation.project_id),
+        columns(Server.id, Server.project_id),
+    )
+    query = (
+        columns(Operation.id, Server.id)
+        .join(Server)
+        .where(alive(), col(Operation.project_id) != Server.project_id)
+    )
+    for operation_id, server_id in looked_at(session, query, Operation.server_id, suspects):
+        yield Violation(
+            f"operation {operation_id}", f"server {server_id} belongs to another project"
+        )
 
 
 def _foreign_images(session: Session) -> Iterator[Violation]:
@@ -374,15 +352,16 @@ def _foreign_images(session: Session) -> Iterator[Violation]:
         select(Grant.user_id).join(Role, col(Role.id) == Grant.role_id).where(Role.name == "admin")
     )
     query = (
-        select(Server.id, Image.id)
+        columns(Server.id, Image.id)
         .join(Image, col(Image.id) == Server.image_id)
         .where(
-            _alive(),
-            Image.project_id != Server.project_id,
-            Image.visibility == "private",
+            alive(),
+            col(Image.project_id) != Server.project_id,
+            col(Image.visibility) == "private",
             col(Image.updated_at) < col(Server.created_at),
             col(Server.user_id).not_in(administrators),
         )
     )
-    for server_id, image_id in session.exec(query):
+    private = session.exec(select(Image.id).where(Image.visibility == "private"))
+    for server_id, image_id in looked_at(session, query, Server.image_id, private):
         yield Violation(f"server {server_id}", f"image {image_id} was never its project's to see")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import Index, case, func, update
+from sqlalchemy import Index, case, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, Session, SQLModel, col, select
 
@@ -22,6 +22,12 @@ from domain.usage import Usage
 _PLACEMENT_LOCK = (
     0x6475726F  # any number of our own; PostgreSQL's advisory locks share one name space
 )
+
+
+_BUILDING: dict[str, Any] = {
+    "sqlite_where": text("building = 1"),
+    "postgresql_where": text("building"),
+}
 
 
 class Host(SQLModel, table=True):
@@ -71,6 +77,9 @@ class Claim(SQLModel, table=True):
     __table_args__ = (
         # covers the sums of every decision, so that they never touch the rows
         Index("claim_usage", "host", "building", "vcpus", "ram_mb", "disk_gb"),
+        # covers the audit's look at what is claimed for which server
+        Index("claim_of_server", "server_id", "host", "vcpus", "ram_mb", "disk_gb"),
+        Index("claim_building", "server_id", **_BUILDING),
     )
     id: str = id_column()
     server_id: str = Field(foreign_key="server.id", max_length=36, unique=True)
@@ -100,6 +109,20 @@ def list_hosts(session: Session) -> list[Host]:
     return list(session.exec(select(Host).order_by(Host.name)))
 
 
+class SignOfLife(NamedTuple):
+    """What tells whether a host is up."""
+
+    name: str
+    forced_down: bool
+    reported_at: datetime | None
+
+
+def signs_of_life(session: Session) -> list[SignOfLife]:
+    """Of every host, by name."""
+    query = select(Host.name, Host.forced_down, Host.reported_at).order_by(Host.name)
+    return [SignOfLife(*row) for row in session.exec(query)]
+
+
 def get_host(session: Session, name: str) -> Host:
     """One host. NotFound if none of this name ever reported."""
     host = session.get(Host, name)
@@ -108,7 +131,7 @@ def get_host(session: Session, name: str) -> Host:
     return host
 
 
-def is_up(host: Host, settings: HostLimits, now: datetime) -> bool:
+def is_up(host: Host | SignOfLife, settings: HostLimits, now: datetime) -> bool:
     """Whether the host's worker is alive: it reported lately and nobody forced it down."""
     if host.forced_down or host.reported_at is None:
         return False

@@ -7,34 +7,39 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, insert, inspect
+from sqlalchemy import Index, func, insert, inspect, union
 from sqlalchemy.event import listens_for
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
 from db.events import Event, emit
 from db.paging import keyset
-from db.servers import Server
+from db.servers import Server, alive
 from db.session import now
 from domain.errors import BadRequest
 from domain.events import EventType
 from domain.guest import StageTaken
 from domain.ids import SYSTEM_USER
 from domain.lifecycle import LIFECYCLES
-from domain.states import LIVE_OPERATION_STATES, OperationState
+from domain.states import LIVE_OPERATION_STATES, OperationState, VmState
 
 
 class Operation(SQLModel, table=True):
     """One accepted request on one server, from accept to end."""
 
     __tablename__ = "operation"
+    __table_args__ = (
+        # covers the audit's look at whose operations there are
+        Index("operation_of_server", "server_id", "project_id"),
+        Index("operation_finished", "finished_at"),
+    )
     id: str = id_column()
     request_id: str = Field(max_length=64, index=True)
     action: str = Field(max_length=64)
     """The instance action's name (``domain.lifecycle``)."""
     lifecycle: str = Field(max_length=64)
     """The key in ``domain.lifecycle.LIFECYCLES``."""
-    server_id: str = Field(foreign_key="server.id", max_length=36, index=True)
+    server_id: str = Field(foreign_key="server.id", max_length=36)
     project_id: str = Field(max_length=36, index=True)
     user_id: str = Field(max_length=36)
     state: str = Field(default="accepted", max_length=24, index=True)
@@ -59,6 +64,20 @@ class Operation(SQLModel, table=True):
     started_at: datetime | None = instant()
     updated_at: datetime = stamped()
     finished_at: datetime | None = instant()
+
+
+BUSY = select(Operation.server_id).where(col(Operation.state).in_(LIVE_OPERATION_STATES))
+"""Ids of the servers that live operations own."""
+IN_TRANSITION = union(
+    select(Server.id).where(alive(), col(Server.task_state).is_not(None)),
+    select(Server.id).where(alive(), Server.vm_state == VmState.BUILDING),
+)
+"""Ids of the servers that something seems to be done to: each half has an index of no others."""
+
+
+def idle() -> Any:
+    """In a query on servers: no live operation owns it."""
+    return col(Server.id).not_in(BUSY)
 
 
 class OperationEvent(SQLModel, table=True):

@@ -14,7 +14,7 @@ from db.identity import Project
 from db.keypairs import Keypair
 from db.servers import Server
 from domain.errors import QuotaExceeded
-from domain.quota import COUNTED_PER_USER, overs, refusal
+from domain.quota import COUNTED_PER_USER, UNLIMITED, overs, refusal
 
 _CLASS = "class:"
 DEFAULT_CLASS = "default"
@@ -199,12 +199,21 @@ def check_quota(
     """
     lock_quota(session, project_id)
     limits, own = _limits(session, project_id, defaults, user_id)
-    _check(limits, usage_of(session, project_id, wanted=wanted), wanted)
+    _check(session, project_id, "", limits, wanted)
     if own.keys() & wanted.keys() & COUNTED_PER_USER:
         mine = {name: amount for name, amount in wanted.items() if name in own}
-        _check(own, usage_of(session, project_id, user_id, mine), mine)
+        _check(session, project_id, user_id, own, mine)
 
 
-def _check(limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+def _check(
+    session: Session,
+    project_id: str,
+    user_id: str,
+    limits: Mapping[str, int],
+    wanted: Mapping[str, int],
+) -> None:
+    # What has no limit is not counted: a project without limits may have a hundred thousand servers.
+    limited = {name for name in wanted if limits.get(name, UNLIMITED) >= 0}
+    used = usage_of(session, project_id, user_id, limited) if limited & COUNTED_PER_USER else {}
     if names := overs(limits, used, wanted):
         raise QuotaExceeded(refusal(names, limits, used, wanted))

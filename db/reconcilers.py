@@ -42,3 +42,9 @@ def note_success(
 def reconcilers(session: Session) -> dict[str, Reconciler]:
     """Name → what it did; those that never ran are missing."""
     return {row.name: row for row in session.exec(select(Reconciler))}
+
+
+def findings_of(session: Session, name: str) -> dict[str, Any]:
+    """What a reconciler saw last; nothing if it never ran."""
+    row = session.get(Reconciler, name)
+    return dict(row.findings) if row else {}

@@ -1,55 +1,78 @@
 """What reconcilers put right in the record, each thing only with proof, a bounded number at a time.
 
-The caller's transaction makes it so. What a live operation owns is left alone.
+Each has two parts: one reads which servers it is about and may take its time, in a transaction that keeps
+nobody waiting; the other, in the caller's write transaction, proves it again for those servers and puts it
+right. What a live operation owns is left alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import delete, or_
+from sqlalchemy import delete, exists
 from sqlmodel import Session, SQLModel, col, select
 
+from db.differences import columns, differing, looked_at
 from db.hosts import Claim, want_nics
 from db.network import Port, hosts_to_refresh, release_server_ports
 from db.operations import (
+    IN_TRANSITION,
     Decision,
     Operation,
     OperationEvent,
+    idle,
     live_operations,
     record_correction,
 )
-from db.servers import Server, ServerFault, ServerTag
+from db.servers import Server, ServerFault, ServerTag, alive
 from db.session import now
-from domain.states import LIVE_OPERATION_STATES, VmState
+from domain.states import VmState
 
 BATCH = 200
-_BUSY = select(Operation.server_id).where(col(Operation.state).in_(LIVE_OPERATION_STATES))
+_GONE = columns(Server.id).where(col(Server.deleted_at).is_not(None), idle())
+"""A delete is final, so what is found here needs no lock."""
+_BUILT = (
+    columns(Claim.server_id)
+    .join(Server)
+    .where(col(Claim.building), col(Server.vm_state) == VmState.ACTIVE, idle())
+)
 
 
-def _idle() -> Any:
-    return col(Server.id).not_in(_BUSY)
+def _among(session: Session, query: Any, server_ids: Collection[str]) -> list[str]:
+    return sorted(session.connection().scalars(query.where(col(Server.id).in_(server_ids))))
 
 
-def settle_transitions(session: Session, before: datetime, request_id: str) -> list[str]:
-    """End the transitions that no operation carries out and that did not change since ``before``: the task
-    state is cleared, a server that was being built is in ERROR. What was done, in sentences."""
-    query = (
-        select(Server)
-        .where(
-            col(Server.deleted_at).is_(None),
-            or_(col(Server.task_state).is_not(None), col(Server.vm_state) == VmState.BUILDING),
-            col(Server.updated_at) < before,
-            _idle(),
-        )
-        .order_by(Server.id)
-        .limit(BATCH)
-    )
+def _deleted_among(session: Session, server_ids: Collection[str]) -> list[str]:
+    rows = looked_at(session, _GONE, Server.id, server_ids)
+    return [row[0] for row in islice(rows, BATCH)]
+
+
+# --- transitions
+
+
+def _unowned(before: datetime) -> Any:
+    changed = col(Server.updated_at) < before
+    return columns(Server.id).where(col(Server.id).in_(IN_TRANSITION), changed, idle())
+
+
+def unowned_transitions(session: Session, before: datetime) -> list[str]:
+    """Servers in a transition that no operation carries out and that did not change since ``before``."""
+    query = _unowned(before).order_by(Server.id).limit(BATCH)
+    return list(session.connection().scalars(query))
+
+
+def settle_transitions(
+    session: Session, server_ids: Collection[str], before: datetime, request_id: str
+) -> list[str]:
+    """End the transitions of ``unowned_transitions``: the task state is cleared, a server that was being
+    built is in ERROR. What was done, in sentences."""
     done = []
-    for server in session.exec(query).all():
-        session.refresh(server, with_for_update=True)
-        if server.updated_at >= before or live_operations(session, server.id):
+    for server_id in _among(session, _unowned(before), server_ids):
+        server = session.get(Server, server_id, with_for_update=True)
+        if server is None or server.updated_at >= before or live_operations(session, server_id):
             continue  # somebody was quicker
         was = f"{server.vm_state}/{server.task_state}"
         details = f"The server was {was}, but no operation was at work on it"
@@ -64,39 +87,49 @@ def settle_transitions(session: Session, before: datetime, request_id: str) -> l
     return done
 
 
-def return_claims(session: Session) -> list[str]:
-    """Give back what deleted servers hold of hosts, and count active servers as built."""
-    gone = _of_deleted(session, select(Server.id).join(Claim))
+# --- claims
+
+
+def lost_claims(session: Session) -> list[str]:
+    """Servers that are deleted and still hold something of a host, or are active and count as being built."""
+    not_alive = differing(session, columns(Claim.server_id), columns(Server.id).where(alive()))
+    built = session.connection().scalars(_BUILT.limit(BATCH))
+    return [*_deleted_among(session, not_alive), *built]
+
+
+def return_claims(session: Session, server_ids: Collection[str]) -> list[str]:
+    """Give back what the deleted ones of these servers hold of hosts, and count the active ones as built."""
+    gone = _among(session, _GONE.join(Claim), server_ids)
     session.execute(delete(Claim).where(col(Claim.server_id).in_(gone)))
-    built = (
-        select(Claim)
-        .join(Server)
-        .where(col(Claim.building), col(Server.vm_state) == VmState.ACTIVE, _idle())
-        .limit(BATCH)
-    )
     done = [f"claim of deleted server {server_id}" for server_id in gone]
-    for claim in session.exec(built).all():
+    built = _among(session, _BUILT, server_ids)
+    for claim in session.exec(select(Claim).where(col(Claim.server_id).in_(built))).all():
         claim.building = False
         session.add(claim)
         done.append(f"claim of server {claim.server_id} counted as building")
     return done
 
 
-def release_ports(session: Session) -> list[str]:
-    """Free the ports of deleted servers, as their delete should have done."""
-    ports = select(Server.id).join(Port, col(Port.device_id) == Server.id).distinct()
-    gone = _of_deleted(session, ports)
+# --- ports
+
+
+def lost_ports(session: Session) -> list[str]:
+    """Deleted servers that still have ports."""
+    devices = columns(Port.device_id).where(col(Port.device_id) != "")
+    return _deleted_among(session, differing(session, devices, columns(Server.id).where(alive())))
+
+
+def release_ports(session: Session, server_ids: Collection[str]) -> list[str]:
+    """Free the ports of the deleted ones of these servers, as their delete should have done."""
+    wired = exists().where(col(Port.device_id) == Server.id)
+    gone = _among(session, _GONE.where(wired), server_ids)
     for server_id in gone:
         want_nics(session, hosts_to_refresh(session, server_id))
         release_server_ports(session, server_id)
     return [f"ports of deleted server {server_id}" for server_id in gone]
 
 
-def _of_deleted(session: Session, servers: Any) -> list[str]:
-    """Of these ids, those whose server is deleted and idle: a delete is final, so no lock is needed."""
-    query = servers.where(col(Server.deleted_at).is_not(None), _idle()).limit(BATCH)
-    return sorted(session.exec(query))
-
+# --- retention
 
 _OF_SERVER: tuple[tuple[type[SQLModel], str], ...] = (
     (Operation, "server_id"),
@@ -108,23 +141,24 @@ _OF_OPERATION: tuple[type[SQLModel], ...] = (Decision, OperationEvent)
 """Rows that go with a server, those that refer to others first."""
 
 
-def forget_deleted(session: Session, before: datetime) -> list[str]:
-    """Remove all rows of servers that were deleted before this instant.
-
-    Servers that still hold anything are kept: other reconcilers come first.
-    """
-    query = (
-        select(Server.id)
-        .where(
-            col(Server.deleted_at) < before,
-            _idle(),
-            col(Server.id).not_in(select(Claim.server_id)),
-            col(Server.id).not_in(select(Port.device_id)),
-        )
-        .order_by(col(Server.deleted_at))
-        .limit(BATCH)
+def _forgotten(before: datetime) -> Any:
+    return _GONE.where(
+        col(Server.deleted_at) < before,
+        ~exists().where(col(Claim.server_id) == Server.id),
+        ~exists().where(col(Port.device_id) == Server.id),
     )
-    gone = list(session.exec(query))
+
+
+def deleted_before(session: Session, before: datetime) -> list[str]:
+    """Servers that were deleted before this instant and hold nothing any more: other reconcilers come
+    first."""
+    query = _forgotten(before).order_by(col(Server.deleted_at)).limit(BATCH)
+    return list(session.connection().scalars(query))
+
+
+def forget_deleted(session: Session, server_ids: Collection[str], before: datetime) -> list[str]:
+    """Remove all rows of those servers that ``deleted_before`` found."""
+    gone = _among(session, _forgotten(before), server_ids)
     operations = select(Operation.id).where(col(Operation.server_id).in_(gone))
     for table in _OF_OPERATION:
         session.execute(delete(table).where(_column(table, "operation_id").in_(operations)))

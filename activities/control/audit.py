@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from db.audit import audit_record, ended_operations
+from db.hosts import signs_of_life
 from db.operations import Operation, live_everywhere
 from db.session import now, snapshot
-from db.sightings import sightings_of
 from domain.audit import Finding, Violation, lasting, merged
 from domain.lifecycle import LIFECYCLES
 from domain.states import OperationState
@@ -90,8 +90,8 @@ class Auditor:
     def _all_reported(self, start: datetime) -> bool:
         since = start - timedelta(seconds=self._silent_after_s)
         with snapshot(self._engine) as session:
-            times = [t for _, t in sightings_of(session) if t is not None and t >= since]
-        return all(t >= start for t in times)
+            times = [host.reported_at for host in signs_of_life(session)]
+        return all(t >= start for t in times if t is not None and t >= since)
 
     async def _look(self) -> list[Finding]:
         at = now()

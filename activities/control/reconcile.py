@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -15,9 +16,18 @@ from temporalio.client import Client
 
 from activities.control.audit import Auditor, Reach
 from activities.control.sweep import Sweep
-from db.hosts import is_up, list_hosts
-from db.reconcilers import note_success, reconcilers
-from db.repairs import forget_deleted, release_ports, return_claims, settle_transitions
+from db.hosts import is_up, signs_of_life
+from db.reconcilers import findings_of, note_success
+from db.repairs import (
+    deleted_before,
+    forget_deleted,
+    lost_claims,
+    lost_ports,
+    release_ports,
+    return_claims,
+    settle_transitions,
+    unowned_transitions,
+)
 from db.session import now, reading, transaction
 from domain.audit import INVARIANTS
 from domain.ids import CONTROL_QUEUE, host_queue, new_request_id
@@ -33,8 +43,17 @@ REACH = Reach(back=timedelta(minutes=5), compared=50)
 QUEUES_AT_ONCE = 200
 """Host queues that one run asks about; the others' turn comes with the next runs."""
 
-Repair = Callable[[Session], list[str]]
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A reconciler of the record (``db.repairs``)."""
+
+    find: Callable[[Session], list[str]]
+    """Reads which servers it is about; nobody waits for it meanwhile."""
+    put_right: Callable[[Session, list[str]], list[str]]
+    """Writes, in a transaction of its own and only if there are any. What was done, in sentences."""
 
 
 class Reconcilers:
@@ -49,12 +68,7 @@ class Reconcilers:
 
     async def reconcile(self) -> Reconciled:
         """Run each reconciler. One that fails is logged, and its last success grows old; the others run."""
-        repairs: dict[str, Repair] = {
-            "transitions": lambda s: settle_transitions(s, now() - GRACE, new_request_id()),
-            "claims": return_claims,
-            "ports": release_ports,
-            "retention": self._forget,
-        }
+        repairs = self._repairs()
         runs: dict[str, Callable[[], Awaitable[int]]] = {
             name: partial(asyncio.to_thread, self._repair, name, repair)
             for name, repair in repairs.items()
@@ -69,6 +83,22 @@ class Reconcilers:
                 _log.exception("reconciler failed", reconciler=name)
                 failed.append(name)
         return Reconciled(fixes, tuple(failed))
+
+    def _repairs(self) -> dict[str, Repair]:
+        before, days = now() - GRACE, self._settings.deleted_retention_days
+        kept_since = now() - timedelta(days=days)
+        return {
+            "transitions": Repair(
+                lambda s: unowned_transitions(s, before),
+                lambda s, found: settle_transitions(s, found, before, new_request_id()),
+            ),
+            "claims": Repair(lost_claims, return_claims),
+            "ports": Repair(lost_ports, release_ports),
+            "retention": Repair(
+                lambda s: deleted_before(s, kept_since) if days > 0 else [],
+                lambda s, found: forget_deleted(s, found, kept_since),
+            ),
+        }
 
     async def audit(self) -> Audited:
         """Look at everything; log each violation, and keep how many there are of each invariant."""
@@ -98,24 +128,22 @@ class Reconcilers:
             note_success(session, name, now(), fixes, findings)
 
     def _repair(self, name: str, repair: Repair) -> int:
+        with reading(self._engine) as session:
+            found = repair.find(session)
         with transaction(self._engine) as session:
-            done = repair(session)
+            done = repair.put_right(session, found) if found else []
             note_success(session, name, now(), len(done))
         for what in done:
             _log.warning("reconciled", reconciler=name, what=what)
         return len(done)
 
-    def _forget(self, session: Session) -> list[str]:
-        days = self._settings.deleted_retention_days
-        return forget_deleted(session, now() - timedelta(days=days)) if days > 0 else []
-
     def _hosts(self) -> int:
         """Say which hosts went silent or came back; what follows from it, their rows say anyway."""
+        at = now()
+        with reading(self._engine) as session:
+            down = {h.name for h in signs_of_life(session) if not is_up(h, self._settings, at)}
         with transaction(self._engine) as session:
-            known = reconcilers(session).get("hosts")
-            before: dict[str, str] = dict(known.findings) if known else {}
-            at = now()
-            down = {h.name for h in list_hosts(session) if not is_up(h, self._settings, at)}
+            before: dict[str, str] = findings_of(session, "hosts")
             findings = {name: before.get(name, at.isoformat()) for name in sorted(down)}
             note_success(session, "hosts", at, findings=findings)
         for name in sorted(down - before.keys()):
@@ -140,11 +168,11 @@ class Reconcilers:
 
     def _pollers_and_hosts(self) -> tuple[dict[str, Any], list[str]]:
         with reading(self._engine) as session:
-            row = reconcilers(session).get("queues")
+            at = now()
             up = [
-                host_queue(h.name) for h in list_hosts(session) if is_up(h, self._settings, now())
+                host_queue(h.name) for h in signs_of_life(session) if is_up(h, self._settings, at)
             ]
-            return dict(row.findings) if row else {}, up
+            return findings_of(session, "queues"), up
 
     def _keep_pollers(self, counts: dict[str, int]) -> None:
         known, up = self._pollers_and_hosts()

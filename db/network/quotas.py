@@ -40,7 +40,7 @@ def network_usage(session: Session, project_id: str) -> dict[str, int]:
 
 def _count(session: Session, project_id: str, resource: str) -> int:
     table = _TABLES[resource]
-    counted = select(func.count(table.id)).where(table.project_id == project_id)
+    counted = select(func.count()).select_from(table).where(table.project_id == project_id)
     return int(session.exec(counted).one())
 
 
@@ -49,6 +49,8 @@ def check_network_quota(session: Session, project_id: str, resource: str, wanted
     until this transaction ends."""
     lock_quota(session, project_id)
     limits = network_limits(session, project_id)
+    if limits[resource] < 0:
+        return  # what has no limit is not counted, however many there are
     if overs(limits, {resource: _count(session, project_id, resource)}, {resource: wanted}):
         raise Conflict(f"Quota exceeded for resources: ['{resource}'].", "OverQuota")
 

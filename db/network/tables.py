@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from db.columns import id_column, json_column, stamped
@@ -58,15 +58,22 @@ class Port(SQLModel, table=True):
     """A network card's place on a network."""
 
     __tablename__ = "port"
-    __table_args__ = (UniqueConstraint("network_id", "mac"),)
+    __table_args__ = (
+        UniqueConstraint("network_id", "mac"),
+        # These cover what the audit holds against servers, networks and groups.
+        Index("port_of_device", "device_id", "project_id", "host", "made_by_server"),
+        Index("port_on_network", "network_id", "project_id"),
+        Index("port_project", "id", "project_id"),
+        Index("port_network", "id", "network_id"),
+    )
     id: str = id_column()
-    network_id: str = Field(foreign_key="network.id", max_length=36, index=True)
+    network_id: str = Field(foreign_key="network.id", max_length=36)
     project_id: str = Field(max_length=36, index=True)
     name: str = Field(default="", max_length=255)
     description: str = ""
     mac: str = Field(max_length=32)
     admin_state_up: bool = True
-    device_id: str = Field(default="", max_length=255, index=True)
+    device_id: str = Field(default="", max_length=255)
     """The server's id, or empty."""
     device_owner: str = Field(default="", max_length=255)
     """``compute:<az>`` for a server's port."""
@@ -89,9 +96,12 @@ class FixedIp(SQLModel, table=True):
     """One address of a port; unique in its subnet, so the database refuses a double owner."""
 
     __tablename__ = "fixed_ip"
-    __table_args__ = (UniqueConstraint("subnet_id", "ip"),)
+    __table_args__ = (
+        UniqueConstraint("subnet_id", "ip"),
+        Index("fixed_ip_of_port", "port_id", "subnet_id"),
+    )
     id: str = id_column()
-    port_id: str = Field(foreign_key="port.id", max_length=36, index=True, ondelete="CASCADE")
+    port_id: str = Field(foreign_key="port.id", max_length=36, ondelete="CASCADE")
     subnet_id: str = Field(foreign_key="subnet.id", max_length=36)
     ip: str = Field(max_length=64, index=True)
 

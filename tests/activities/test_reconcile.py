@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 from sqlmodel import Session
 
 from activities.control import audit, reconcile
@@ -19,7 +22,7 @@ from db.reconcilers import reconcilers
 from db.servers import Server
 from db.session import now, reading
 from domain.states import VmState
-from tests.record import Record
+from tests.record import RUNNING, Record
 from tests.stack import Stack, running_stack
 from tests.telemetry.test_metrics import samples, scraped, value
 from tests.temporal_server import temporal_server
@@ -108,19 +111,43 @@ async def test_a_host_whose_queue_nobody_polls_is_seen(tmp_path: Path, address: 
 async def test_a_reconciler_that_fails_neither_stops_the_others_nor_looks_well(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(session: Session) -> list[str]:
+    def broken(session: Session, _found: list[str]) -> list[str]:
         session.add(Server(project_id="p", user_id="u", name="half", vm_state=VmState.ERROR))
         session.flush()
         raise RuntimeError("no")
 
     monkeypatch.setattr(reconcile, "return_claims", broken)
     async with running_stack(tmp_path, address) as stack:
+        record = Record(stack.engine)
+        record.bury(record.server("host-1"))
         done = await runs(stack).reconcile()
         assert done.failed == ("claims",)
         assert "queues" in done.fixes
         with reading(stack.engine) as session:
             assert "claims" not in reconcilers(session)
             assert session.get(Server, "half") is None
+
+
+async def test_reconcilers_with_nothing_to_do_keep_nobody_waiting(
+    tmp_path: Path, address: str
+) -> None:
+    async with running_stack(tmp_path, address, hosts=0) as stack:
+        record = Record(stack.engine)
+        record.host("one")
+        server_id = record.server("one")
+        record.report("one", [(server_id, RUNNING)])
+        written = []
+
+        def note(conn: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
+            if conn.get_execution_options().get("duranova_immediate", True):
+                written.append(statement)
+
+        event.listen(stack.engine, "before_cursor_execute", note)
+        assert not (await runs(stack).reconcile()).failed
+        assert not any((await runs(stack).audit()).violations.values())
+        event.remove(stack.engine, "before_cursor_execute", note)
+        tables = set(re.findall(r"(?:FROM|INTO|UPDATE|JOIN) (\w+)", " ".join(written)))
+        assert tables == {"reconciler"}
 
 
 async def test_nothing_is_forgotten_when_retention_is_for_ever(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete
-from sqlmodel import col, select
+from sqlalchemy import Engine, delete, event
+from sqlmodel import Session, col, select
 
-from db.audit import audit_record
+from db import audit_reports
+from db.audit import audit_record, ended_operations
 from db.groups import ServerGroup
 from db.hosts import Claim, Host
 from db.identity import Domain, Grant, Role, User
 from db.images import Image
 from db.network import FixedIp, Network, Port, PortSecurityGroup, SecurityGroup, Subnet
 from db.operations import Operation
+from db.repairs import deleted_before, lost_claims, lost_ports, unowned_transitions
 from db.servers import Server
 from db.session import now, snapshot, transaction
 from domain.ids import new_id
@@ -224,3 +228,77 @@ def test_claims_of_a_server_that_is_on_no_host_are_found(engine: Engine, record:
     lost = record.server(host=None, vm_state=VmState.ERROR)
     record.add(claim(lost, "one"))
     assert found(engine) == [("I1", f"claim of server {lost} on one")]
+
+
+# --- what it costs
+
+GROWING = ("claim", "fixed_ip", "operation", "port", "port_security_group", "server")
+"""Tables with a row or more for each server."""
+FEW = "(claim_building|server_miscounted)"
+"""Indices of what is in a few rows only."""
+
+
+def looks(session: Session) -> None:
+    """Everything that is read every minute."""
+    audit_record(session, now(), silent_after_s=60)
+    ended_operations(session, now() - timedelta(minutes=5), now(), 50)
+    unowned_transitions(session, now())
+    lost_claims(session)
+    lost_ports(session)
+    deleted_before(session, now())
+
+
+def asked(engine: Engine) -> list[tuple[str, Any]]:
+    """Each statement of ``looks`` with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        with snapshot(engine) as session:
+            looks(session)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return seen
+
+
+def test_what_is_read_every_minute_is_read_from_indices(engine: Engine, record: Record) -> None:
+    if engine.dialect.name == "postgresql":
+        pytest.skip("with these few rows it would read the tables")
+    at_rest(record)
+    with engine.connect() as connection:
+        for statement, parameters in asked(engine):
+            explain = f"EXPLAIN QUERY PLAN {statement}"
+            steps = [row[-1] for row in connection.exec_driver_sql(explain, parameters)]
+            for step in steps:
+                read = re.match(rf"SCAN (\w+)(?! USING (COVERING INDEX|INDEX {FEW}))\b", step)
+                assert not read or read[1] not in GROWING, (step, statement)
+            if " EXCEPT " in statement:
+                assert "MERGE (EXCEPT)" in steps, (steps, statement)
+
+
+def test_a_larger_cloud_at_rest_takes_no_more_statements(engine: Engine, record: Record) -> None:
+    at_rest(record)
+    before = len(asked(engine))
+    servers = [record.server() for _ in range(20)]
+    for server_id in servers:
+        record.port(server_id)
+        record.operation(server_id, "succeeded")
+    with snapshot(engine) as session:
+        guests = list(session.exec(select(Server.id)))
+    record.report("one", [(server_id, RUNNING) for server_id in guests])
+    assert found(engine) == []
+    assert len(asked(engine)) == before
+
+
+def test_hosts_are_looked_at_page_by_page(
+    engine: Engine, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_reports, "_PAGE", 1)
+    server_id = at_rest(record)
+    record.report("three", [(new_id(), RUNNING)])
+    record.report("two", [(server_id, RUNNING)])
+    assert sorted(subject for _, subject in found(engine))[-1] == f"server {server_id}"
+    assert len(found(engine)) == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlmodel import func, select
 
 from db.groups import ServerGroup
@@ -112,3 +112,12 @@ def test_usage_leaves_out_deleted_servers_and_other_projects(engine: Engine) -> 
             "instances": 1, "cores": 2, "ram": 512, "server_groups": 0,
         }  # fmt: skip
         assert usage_of(session, "project-none")["ram"] == 0
+
+
+def test_what_has_no_limit_is_not_counted(engine: Engine, settings: Settings) -> None:
+    asked: list[str] = []
+    limits = dict.fromkeys(settings.quota_defaults, -1)
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    with transaction(engine) as session:
+        check_quota(session, "p", "u", {"instances": 1, "cores": 1, "ram": 512}, limits)
+    assert not [statement for statement in asked if "FROM server" in statement]

@@ -12,7 +12,16 @@ from sqlmodel import col, select
 from db.hosts import Claim
 from db.network import FixedIp, Port
 from db.operations import Decision, Operation, OperationEvent
-from db.repairs import forget_deleted, release_ports, return_claims, settle_transitions
+from db.repairs import (
+    deleted_before,
+    forget_deleted,
+    lost_claims,
+    lost_ports,
+    release_ports,
+    return_claims,
+    settle_transitions,
+    unowned_transitions,
+)
 from db.servers import Server, ServerFault, ServerTag
 from db.session import now, reading, transaction
 from domain.states import VmState
@@ -34,8 +43,13 @@ def rows(engine: Engine, table: type[Any]) -> list[Any]:
 
 
 def settled(engine: Engine) -> int:
+    before = now() - timedelta(seconds=60)
     with transaction(engine) as session:
-        return len(settle_transitions(session, now() - timedelta(seconds=60), "req-1"))
+        found = unowned_transitions(session, before)
+        everything = list(session.exec(select(Server.id)))
+        done = settle_transitions(session, everything, before, "req-1")
+    assert len(done) == len(found)
+    return len(done)
 
 
 # --- transitions
@@ -81,21 +95,31 @@ def test_a_transition_is_left_alone_that_is_young_or_owned_or_over(
 # --- claims and ports
 
 
+def put_right(engine: Engine) -> list[str]:
+    """What is done about claims and ports, when they are asked to look at every server."""
+    with transaction(engine) as session:
+        claims, ports = lost_claims(session), lost_ports(session)
+        everything = list(session.exec(select(Server.id)))
+        returned, released = return_claims(session, everything), release_ports(session, everything)
+    assert (len(returned), len(released)) == (len(claims), len(ports))
+    return returned + released
+
+
 def test_what_a_deleted_server_holds_is_given_back(engine: Engine, record: Record) -> None:
     kept, gone = record.server(), record.server()
     port, own = record.port(gone), record.port(gone, made_by_server=False)
     record.port(kept)
     record.bury(gone)
-    with transaction(engine) as session:
-        assert return_claims(session) == [f"claim of deleted server {gone}"]
-        assert release_ports(session) == [f"ports of deleted server {gone}"]
+    assert put_right(engine) == [
+        f"claim of deleted server {gone}",
+        f"ports of deleted server {gone}",
+    ]
     assert [c.server_id for c in rows(engine, Claim)] == [kept]
     left = {p.id: p.device_id for p in rows(engine, Port)}
     assert left[own] == ""
     assert port not in left
     assert {f.port_id for f in rows(engine, FixedIp)} == set(left)
-    with transaction(engine) as session:
-        assert return_claims(session) == release_ports(session) == []
+    assert put_right(engine) == []
 
 
 def test_what_a_server_holds_whose_delete_still_runs_is_left_to_it(
@@ -105,16 +129,14 @@ def test_what_a_server_holds_whose_delete_still_runs_is_left_to_it(
     record.port(gone)
     record.bury(gone)
     record.operation(gone, "running", lifecycle="delete")
-    with transaction(engine) as session:
-        assert return_claims(session) == release_ports(session) == []
+    assert put_right(engine) == []
 
 
 def test_an_active_server_counts_as_built(engine: Engine, record: Record) -> None:
     record.server()
     [claim] = rows(engine, Claim)
     record.change(Claim, claim.id, building=True)
-    with transaction(engine) as session:
-        assert len(return_claims(session)) == 1
+    assert len(put_right(engine)) == 1
     assert not rows(engine, Claim)[0].building
 
 
@@ -122,8 +144,13 @@ def test_an_active_server_counts_as_built(engine: Engine, record: Record) -> Non
 
 
 def forgotten(engine: Engine) -> int:
+    before = now() - timedelta(days=90)
     with transaction(engine) as session:
-        return len(forget_deleted(session, now() - timedelta(days=90)))
+        found = deleted_before(session, before)
+        everything = list(session.exec(select(Server.id)))
+        done = forget_deleted(session, everything, before)
+    assert len(done) == len(found)
+    return len(done)
 
 
 def test_everything_of_a_server_that_was_deleted_long_ago_is_forgotten(
