@@ -175,7 +175,7 @@ class Guests(HostActivities):
 
 
 class _Beating:
-    """Heartbeats with the current step, from enter to exit, so that a cancel is delivered."""
+    """Heartbeats with the current step, each second from enter to exit, so that a cancel is delivered."""
 
     def __init__(self, step: str) -> None:
         self._step = step

@@ -124,7 +124,8 @@ def insert_port(
             take_any_address(session, port, subnets)
         _join_groups(session, port, group_ids)
     except BaseException:
-        session.expunge(port)  # its row goes with the savepoint, of which the session knows nothing
+        if port in session:  # its row goes with the savepoint, of which the session knows nothing
+            session.expunge(port)
         make_transient(port)
         raise
     return port
