@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import Semaphore
@@ -19,13 +20,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.answers import READS
+from api.answers import READS, ask, ask_first
 from api.idempotency import exchange_of
 from api.launch import Launcher
 from api.policy import Caller, authorize
 from api.tail import Tail
 from api.tokens import Tokens
-from db.session import read_session, reading, write_session
+from db.session import read_session, write_session
 from domain.errors import Unauthorized
 from runtime.logs import note
 from runtime.sealing import Sealer
@@ -111,21 +112,23 @@ def after_commit(session: Session, call: Callable[[], Any]) -> None:
 
 
 async def get_caller(request: Request) -> Caller:
-    """The owner of ``X-Auth-Token``; Unauthorized without a valid one."""
+    """The owner of ``X-Auth-Token``; Unauthorized without a valid one. Whether it still stands is asked
+    before the handler runs, and before any key is looked for."""
     token = request.headers.get("x-auth-token")
     if not token:
         raise Unauthorized("The request you have made requires authentication.")
-    caller = await run_in_threadpool(_owner, cloud_of(request), token)
+    cloud = cloud_of(request)
+    opened = cloud.tokens.open(token)
+    standing = partial(cloud.tokens.check_standing, token=opened)
+    caller = opened.caller
     note(user_id=caller.user_id, project_id=caller.project_id)
     exchange = exchange_of(request)
-    if exchange is not None:
+    if exchange is not None:  # its key may be answered before any handler runs
+        await run_in_threadpool(ask, cloud.engine, standing)
         exchange.came_from(caller)
+    else:
+        await ask_first(cloud.engine, standing)
     return caller
-
-
-def _owner(cloud: Cloud, token: str) -> Caller:
-    with reading(cloud.engine) as session:
-        return cloud.tokens.validate(session, token)
 
 
 def allow(rule: str) -> Any:

@@ -105,7 +105,7 @@ class Tokens:
         self._key = hmac.new(secret.encode(), b"duranova-token", hashlib.sha256).digest()
         self._life = timedelta(seconds=settings.token_ttl_s)
         # A text means the same for ever; whether it still counts is asked each time.
-        self._opened = lru_cache(maxsize=4096)(self._open)
+        self._decoded = lru_cache(maxsize=4096)(self._decode)
 
     def expiry(self, issued_at: datetime) -> datetime:
         """When a token issued then ends, in whole seconds."""
@@ -118,18 +118,30 @@ class Tokens:
         claims["exp"] = int(token.expires_at.timestamp())
         return jwt.encode(claims, self._key, _ALGORITHM)
 
-    def read(self, session: Session, text: str) -> Token:
-        """What a token says. Unauthorized when it is forged, expired or revoked, or when what it
-        rests on (user, project, domain, application credential) was disabled or deleted."""
+    def open(self, text: str) -> Token:
+        """What a token says, without asking whether it still stands. Unauthorized when it is forged or
+        expired."""
         try:
-            token = self._opened(text)
+            token = self._decoded(text)
         except (jwt.InvalidTokenError, ValidationError):
             raise Unauthorized(DENIED) from None
-        if token.expires_at <= now() or not identity.still_stands(session, _bearer(token)):
+        if token.expires_at <= now():
             raise Unauthorized(DENIED)
         return token
 
-    def _open(self, text: str) -> Token:
+    def check_standing(self, session: Session, token: Token) -> None:
+        """Unauthorized when the token was revoked, or what it rests on (user, project, domain,
+        application credential) was disabled or deleted."""
+        if not identity.still_stands(session, _bearer(token)):
+            raise Unauthorized(DENIED)
+
+    def read(self, session: Session, text: str) -> Token:
+        """What a token says. Unauthorized when it is forged or expired, or stands no longer."""
+        token = self.open(text)
+        self.check_standing(session, token)
+        return token
+
+    def _decode(self, text: str) -> Token:
         claims = jwt.decode(
             text,
             self._key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -15,7 +16,7 @@ from activities.control.retries import accept_retry
 from api.context import Cloud
 from api.launch import Launcher
 from api.policy import Caller
-from api.tokens import Tokens
+from api.tokens import DENIED, Tokens
 from db import tables
 from db.operations import Operation
 from db.servers import Server
@@ -61,10 +62,18 @@ CALLERS = {
 class StaticTokens(Tokens):
     """The token *is* the caller's name: ``X-Auth-Token: member``."""
 
-    def validate(self, session: Session, token: str) -> Caller:
-        if token not in CALLERS:
-            raise Unauthorized("The request you have made requires authentication.")
-        return CALLERS[token]
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.revoked: set[str] = set()
+
+    def open(self, text: str) -> Any:
+        if text not in CALLERS:
+            raise Unauthorized(DENIED)
+        return SimpleNamespace(caller=CALLERS[text])
+
+    def check_standing(self, session: Session, token: Any) -> None:
+        if token.caller.token_id in self.revoked:
+            raise Unauthorized(DENIED)
 
 
 class RecordingLauncher(Launcher):

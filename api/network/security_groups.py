@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlmodel import Session, col
 
@@ -17,6 +17,7 @@ from api.network.wire import (
     Envelope,
     Id,
     Json,
+    Lister,
     OwnedEntry,
     Plain,
     Reader,
@@ -170,18 +171,20 @@ def _rule_view(row: SecurityGroupRule, of_default: bool) -> Json:
     }
 
 
-def with_default_group(who: Reader, db: Db, cloud: TheCloud) -> None:
+def _give_default_group(asked: Lister) -> None:
     """A project has its default group from its first look on."""
-    if who.project_id and find_default_group(db, who.project_id) is None:
-        db.rollback()  # the read began before the group was there
-        with transaction(cloud.engine) as session:
-            ensure_default_group(session, who.project_id)
+    project_id = asked.who.project_id
+    if project_id and find_default_group(asked.db, project_id) is None:
+        asked.db.rollback()  # the read began before the group was there
+        with transaction(asked.cloud.engine) as session:
+            ensure_default_group(session, project_id)
 
 
-@router.get("/security-groups", dependencies=[Depends(with_default_group)])
-def list_security_groups(lister: TheLister, who: Reader) -> Json:
+@router.get("/security-groups")
+def list_security_groups(lister: TheLister) -> Json:
     """Own groups."""
-    return lister.answer("security_groups", GROUPS, visible_groups(scope(who)), group_views)
+    _give_default_group(lister)
+    return lister.answer("security_groups", GROUPS, visible_groups(scope(lister.who)), group_views)
 
 
 @router.post("/security-groups", status_code=201)
@@ -246,10 +249,13 @@ def delete_security_group(group_id: str, who: Writer, db: Db, cloud: TheCloud) -
     return Response(status_code=204)
 
 
-@router.get("/security-group-rules", dependencies=[Depends(with_default_group)])
-def list_security_group_rules(lister: TheLister, who: Reader) -> Json:
+@router.get("/security-group-rules")
+def list_security_group_rules(lister: TheLister) -> Json:
     """Rules of own groups."""
-    return lister.answer("security_group_rules", RULES, visible_rules(scope(who)), rule_views)
+    _give_default_group(lister)
+    return lister.answer(
+        "security_group_rules", RULES, visible_rules(scope(lister.who)), rule_views
+    )
 
 
 @router.post("/security-group-rules", status_code=201)
