@@ -57,7 +57,7 @@ def build_document(
     session: Session, server: Server, *, host: str, default_zone: str, admin_pass: str | None = None
 ) -> InstanceDocument:
     """All that the server's guest may learn, read from the record. ``host`` runs it."""
-    specs = nic_specs(session, [server.id])[server.id]
+    specs = nic_specs(session, [server.id], with_rules=False)[server.id]
     tags = {port.id: port.extra.get("tag") for port in ports_of(session, server.id)}
     zone = zones_of_hosts(session, default_zone).get(host, default_zone)
     return InstanceDocument(

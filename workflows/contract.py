@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from temporalio import activity
 
-from domain.guest import Fence, GuestSpec, NicSpec, StageTaken
+from domain.guest import Fence, GuestSpec, NicSpec, SecurityRule, StageTaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,42 @@ class GuestPower:
 
 @dataclass(frozen=True, slots=True)
 class ApplyNics:
-    """Make the filtering of running guests say this: server id → its NICs."""
+    """Make the filtering of running guests say this: server id → its NICs.
+
+    The rules stand apart, each once. Cards of one project share theirs, and such a rule names every member
+    of a group: repeated for each card, a few thousand members would not fit into what Temporal takes as one
+    payload (2 MB). A host that knows only ``nics`` lets nothing through.
+    """
 
     nics: dict[str, tuple[NicSpec, ...]]
+    rules: tuple[SecurityRule, ...] = ()
+    rules_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Port id → its rules, as places in ``rules``."""
+
+    @classmethod
+    def packed(cls, nics: Mapping[str, Sequence[NicSpec]]) -> ApplyNics:
+        """From cards with their rules."""
+        rules: dict[int, SecurityRule] = {}  # by identity: to compare them is to read every member
+        places: dict[int, int] = {}
+        cards = [card for of_server in nics.values() for card in of_server]
+        for rule in (rule for card in cards for rule in card.rules):
+            places.setdefault(id(rule), len(places))
+            rules[id(rule)] = rule
+        return cls(
+            {key: tuple(replace(c, rules=()) for c in value) for key, value in nics.items()},
+            tuple(rules.values()),
+            {card.port_id: tuple(places[id(rule)] for rule in card.rules) for card in cards},
+        )
+
+    def unpacked(self) -> dict[str, tuple[NicSpec, ...]]:
+        """The cards with their rules."""
+        return {key: tuple(map(self._whole, value)) for key, value in self.nics.items()}
+
+    def _whole(self, card: NicSpec) -> NicSpec:
+        places = self.rules_of.get(card.port_id)
+        if places is None:
+            return card
+        return replace(card, rules=tuple(self.rules[place] for place in places))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from db.hosts import Claim, want_nics
 from db.network import hosts_to_refresh, nic_specs, release_server_ports
 from db.operations import Operation, add_stages, end_operation, live_operations, open_event
 from db.servers import Server, ServerFault
-from db.session import now, transaction
+from db.session import now, snapshot, transaction
 from domain.errors import NotFound
 from domain.guest import Fence
 from domain.lifecycle import LIFECYCLES, RETRY_BUILD
@@ -105,9 +105,9 @@ class Records:
 
     def host_nics(self, host: str) -> ApplyNics:
         """The wanted NICs of every server that has a claim on this host."""
-        with transaction(self._engine) as session:
+        with snapshot(self._engine) as session:
             ids = list(session.exec(select(Claim.server_id).where(Claim.host == host)))
-            return ApplyNics(nic_specs(session, ids))
+            return ApplyNics.packed(nic_specs(session, ids))
 
 
 def ref_of(operation: Operation) -> Ref:

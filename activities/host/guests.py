@@ -92,7 +92,7 @@ class Guests(HostActivities):
     @activity.defn
     async def apply_nics(self, cmd: ApplyNics) -> None:
         async with _Beating("apply_nics") as beating:
-            for server_id, nics in cmd.nics.items():
+            for server_id, nics in cmd.unpacked().items():
                 await self._run(server_id, beating, partial(self._apply, server_id, nics))
 
     def _apply(self, server_id: str, nics: tuple[NicSpec, ...], _progress: Progress) -> None:

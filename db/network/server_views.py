@@ -89,10 +89,13 @@ def server_security_groups(session: Session, server_ids: Collection[str]) -> dic
     return {server_id: sorted(names) for server_id, names in found.items()}
 
 
-def nic_specs(session: Session, server_ids: Sequence[str]) -> dict[str, tuple[NicSpec, ...]]:
+def nic_specs(
+    session: Session, server_ids: Sequence[str], *, with_rules: bool = True
+) -> dict[str, tuple[NicSpec, ...]]:
     """Server id → its cards with subnets and resolved rules; every asked id is a key.
 
-    A port without an address is no card. Further addresses of a port are among its allowed pairs.
+    A port without an address is no card. Further addresses of a port are among its allowed pairs. Without
+    rules, which name every member of a group, it costs the same in a project of any size.
     """
     rows = session.exec(
         select(Port, Network, Server.hostname)
@@ -103,7 +106,7 @@ def nic_specs(session: Session, server_ids: Sequence[str]) -> dict[str, tuple[Ni
     port_ids = [port.id for port, _, _ in rows]
     addresses = fixed_ips_of(session, port_ids)
     subnets = _subnets(session, {ip.subnet_id for ips in addresses.values() for ip in ips})
-    rules = _rules_by_port(session, port_ids)
+    rules = _rules_by_port(session, port_ids) if with_rules else dict.fromkeys(port_ids, ())
     found: dict[str, list[NicSpec]] = {server_id: [] for server_id in server_ids}
     for port, network, hostname in sorted(rows, key=lambda row: port_order(row[0])):
         if ips := addresses[port.id]:
@@ -164,10 +167,12 @@ def _rules_by_port(
         group: [r for rule in listed if (r := _resolve(rule, members)) is not None]
         for group, listed in rules.items()
     }
-    return {
-        port_id: tuple(dict.fromkeys(rule for group in groups for rule in resolved[group]))
-        for port_id, groups in memberships.items()
+    # To compare rules is to read all their members, so it is done once for ports in the same groups.
+    shared = {
+        groups: tuple(dict.fromkeys(rule for group in groups for rule in resolved[group]))
+        for groups in {tuple(groups) for groups in memberships.values()}
     }
+    return {port_id: shared[tuple(groups)] for port_id, groups in memberships.items()}
 
 
 def _resolve(
