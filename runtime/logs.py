@@ -61,8 +61,7 @@ def _handler(settings: Settings, log: Path | None, shared: list[Any]) -> logging
         if settings.log_json
         else structlog.dev.ConsoleRenderer()
     )
-    # Watched: whoever rotates the file need not tell us.
-    handler = WatchedFileHandler(log) if log else logging.StreamHandler(sys.stderr)
+    handler = _LogFile(log) if log else logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda record: not str(record.msg).startswith(_SAID_BETTER))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -75,6 +74,17 @@ def _handler(settings: Settings, log: Path | None, shared: list[Any]) -> logging
         )
     )
     return handler
+
+
+class _LogFile(WatchedFileHandler):
+    """Whoever rotates the file need not tell us. Where it cannot be opened again, its line is lost, and the
+    reason on standard error; the standard library would raise that in whoever had something to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 @contextmanager

@@ -10,14 +10,18 @@ from contextlib import asynccontextmanager
 import structlog
 from temporalio.worker import Worker
 
+_CANCEL_S = 1.0
 _log = structlog.get_logger(__name__)
 PAUSE_S = 5.0
+STOP_S = 40.0
+"""For a worker to finish; its activities are given half of it (``graceful_shutdown_timeout``)."""
 
 
 @asynccontextmanager
 async def kept(make: Callable[[], Worker]) -> AsyncIterator[None]:
     """Run a worker inside the block, and a new one a moment after one failed (the SDK itself waits for a
-    server that is down; it gives up when it is refused). The block's end lets the last one finish."""
+    server that is down; it gives up when it is refused). The block's end lets the last one finish, and leaves
+    it behind when it does not in ``STOP_S``."""
     keeper = _Keeper(make)
     running = asyncio.create_task(keeper.run())
     try:
@@ -38,17 +42,31 @@ class _Keeper:
             work = asyncio.create_task(worker.run())
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await worker.shutdown()
             stopping.cancel()
-            try:
-                await work
-            except Exception as error:
-                # The SDK has logged the rest.
-                _log.error(
-                    "worker failed, starting another", queue=worker.task_queue, error=str(error)
-                )
+            if not work.done():
+                await self._finish(worker, work)
+                return
+            # The SDK has logged the rest.
+            _log.error(
+                "worker failed, starting another",
+                queue=worker.task_queue,
+                error=str(work.exception()),
+            )
             await self._pause()
+
+    @staticmethod
+    async def _finish(worker: Worker, work: asyncio.Task[None]) -> None:
+        finishing = asyncio.create_task(worker.shutdown())
+        await asyncio.wait([finishing], timeout=STOP_S)
+        if not finishing.done():
+            # The SDK waits for ever where its own end has failed half-way.
+            _log.error("worker does not end, leaving it", queue=worker.task_queue)
+            finishing.cancel()
+            work.cancel()
+        await asyncio.wait([finishing, work], timeout=_CANCEL_S)
+        for task in (finishing, work):
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("worker failed at its end", queue=worker.task_queue, error=str(error))
 
     def stop(self) -> None:
         self._stopping.set()

@@ -109,3 +109,14 @@ def test_an_exception_is_a_field_of_its_line(log: Log) -> None:
         structlog.get_logger("test").exception("it failed")
     (line,) = log.lines(event="it failed")
     assert "ValueError: broken" in line["exception"]
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = log.path.parent.rename(log.path.parent.with_name("away"))
+    logging.getLogger("library").info("lost")
+    assert "FileNotFoundError" in capsys.readouterr().err
+    away.rename(log.path.parent)
+    logging.getLogger("library").info("told")
+    assert log.lines(event="told")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from temporalio import activity
@@ -55,3 +57,20 @@ async def test_the_end_of_the_block_ends_the_worker(client: Client) -> None:
             while not worker.is_running:  # noqa: ASYNC110  # only polls
                 await asyncio.sleep(0.01)
         assert worker.is_shutdown
+
+
+async def test_a_worker_that_never_ends_does_not_keep_its_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "STOP_S", 0.05)
+    running = asyncio.Event()
+
+    async def run() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    worker: Any = SimpleNamespace(run=run, shutdown=asyncio.Event().wait, task_queue="queue")
+    async with asyncio.timeout(WITHIN.total_seconds()), kept(lambda: worker):
+        await running.wait()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left
