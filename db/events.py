@@ -51,6 +51,7 @@ class Event(SQLModel, table=True):
 
 
 _WRITTEN = [name for name in Event.model_fields if name != "id"]
+_ADD = insert(Event)
 
 
 class EventMark(SQLModel, table=True):
@@ -95,7 +96,7 @@ def _write(session: Session) -> None:
     if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time
         session.connection().execute(select(func.pg_advisory_xact_lock(EVENT_LOCK)))
     # Not as ORM rows: nobody needs their ids, and without those one statement writes them all.
-    session.connection().execute(insert(Event), [_columns(told) for told in pending])
+    session.connection().execute(_ADD, [_columns(told) for told in pending])
 
 
 def _columns(told: Event) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import UniqueConstraint, or_
+from sqlalchemy import BindParameter, UniqueConstraint, bindparam, or_
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, json_column, stamped
@@ -89,17 +89,21 @@ def ensure_default_flavors(session: Session) -> None:
     session.flush()
 
 
-def _usable(statement: Any, project_id: str) -> Any:
+def _usable(statement: Any, project_id: str | BindParameter[str]) -> Any:
     allowed = select(FlavorAccess.flavor_row_id).where(FlavorAccess.project_id == project_id)
     return statement.where(or_(col(Flavor.is_public), col(Flavor.id).in_(allowed)))
 
 
+_ONE = select(Flavor).where(Flavor.flavor_id == bindparam("ref"))
+_ONE_USABLE = _usable(_ONE, bindparam("project_id"))
+
+
 def get_flavor_for(session: Session, ref: str, project_id: str, is_admin: bool) -> Flavor:
     """The flavor with this API id, if the project may use it; NotFound otherwise."""
-    statement = select(Flavor).where(Flavor.flavor_id == ref)
-    if not is_admin:
-        statement = _usable(statement, project_id)
-    flavor = session.exec(statement).first()
+    statement = _ONE if is_admin else _ONE_USABLE
+    flavor: Flavor | None = session.exec(
+        statement, params={"ref": ref, "project_id": project_id}
+    ).first()
     if flavor is None:
         raise NotFound(f"Flavor {ref} could not be found.")
     return flavor

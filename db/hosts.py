@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import Index, case, func, text, update
+from sqlalchemy import Index, bindparam, case, delete, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column, instant, json_column, stamped
 from db.servers import Server
-from db.session import now
+from db.session import change, now
 from domain.errors import BadRequest, Conflict, NotFound
 from domain.guest import Inventory
 from domain.ids import new_id
@@ -242,13 +242,17 @@ def usage_by_host(session: Session) -> dict[str, Usage]:
     return {host: Usage(*sums) for host, *sums in session.connection().execute(query)}
 
 
+_WANT_NICS = (
+    update(Host)
+    .where(col(Host.name).in_(bindparam("names", expanding=True)))
+    .values(nics_wanted=Host.nics_wanted + 1)
+)
+
+
 def want_nics(session: Session, hosts: Iterable[str]) -> None:
     """Note that the filters of these hosts must be made anew; their next report sets it going."""
-    names = sorted(hosts)
-    if not names:
-        return
-    stale = update(Host).where(col(Host.name).in_(names))
-    session.exec(stale.values(nics_wanted=Host.nics_wanted + 1))
+    if names := sorted(hosts):
+        change(session, _WANT_NICS, names=names)
 
 
 def told_nics(session: Session, host: str, wanted: int) -> None:
@@ -263,6 +267,21 @@ def lock_placement(session: Session) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         session.connection().execute(select(func.pg_advisory_xact_lock(_PLACEMENT_LOCK)))
+
+
+_CLAIM_OF = col(Claim.server_id) == bindparam("of_server")
+_BUILT = update(Claim).where(_CLAIM_OF).values(building=False)
+_GIVE_BACK = delete(Claim).where(_CLAIM_OF)
+
+
+def note_built(session: Session, server_id: str) -> None:
+    """The server is built: it is no IO operation of its host any more."""
+    change(session, _BUILT, of_server=server_id)
+
+
+def drop_claim(session: Session, server_id: str) -> None:
+    """Give back what the server has claimed."""
+    change(session, _GIVE_BACK, of_server=server_id)
 
 
 def get_claim(session: Session, server_id: str) -> Claim | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Index, func, insert, inspect, union
+from sqlalchemy import Index, bindparam, func, insert, inspect, union
 from sqlalchemy.event import listens_for
 from sqlmodel import Field, Session, SQLModel, col, select
 
@@ -169,14 +169,19 @@ def accept_operation(
     return operation
 
 
+_LIVE = (
+    select(Operation)
+    .where(
+        Operation.server_id == bindparam("server_id"),
+        col(Operation.state).in_(LIVE_OPERATION_STATES),
+    )
+    .order_by(col(Operation.created_at))
+)
+
+
 def live_operations(session: Session, server_id: str) -> list[Operation]:
     """The operations of a server that have not ended, oldest first."""
-    query = (
-        select(Operation)
-        .where(Operation.server_id == server_id, col(Operation.state).in_(LIVE_OPERATION_STATES))
-        .order_by(col(Operation.created_at))
-    )
-    return list(session.exec(query))
+    return list(session.exec(_LIVE, params={"server_id": server_id}))
 
 
 def live_everywhere(session: Session, accepted_before: datetime) -> list[Operation]:
@@ -234,6 +239,9 @@ def close_events(session: Session, operation_id: str, error: str | None = None) 
         session.add(event)
 
 
+_ADD_EVENTS = insert(OperationEvent)
+
+
 def add_stages(
     session: Session, operation: Operation, host: str | None, stages: Iterable[StageTaken]
 ) -> None:
@@ -252,7 +260,7 @@ def add_stages(
     ]
     if steps:  # past the ORM, which would need a statement for each; so they are announced here
         rows = [step.model_dump(exclude={"id"}) for step in steps]
-        session.connection().execute(insert(OperationEvent), rows)
+        session.connection().execute(_ADD_EVENTS, rows)
     for step in steps:
         emit(session, _event(EventType.STEP, operation, step))
 
@@ -273,11 +281,14 @@ def add_step(session: Session, operation: Operation, name: str, details: str, **
     )
 
 
+_OPEN_EVENTS = select(OperationEvent).where(
+    OperationEvent.operation_id == bindparam("operation_id"),
+    col(OperationEvent.finished_at).is_(None),
+)
+
+
 def _open_events(session: Session, operation_id: str) -> list[OperationEvent]:
-    query = select(OperationEvent).where(
-        OperationEvent.operation_id == operation_id, col(OperationEvent.finished_at).is_(None)
-    )
-    return list(session.exec(query))
+    return list(session.exec(_OPEN_EVENTS, params={"operation_id": operation_id}))
 
 
 def end_operation(

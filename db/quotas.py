@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import UniqueConstraint, delete, func, text
+import sqlalchemy
+from sqlalchemy import Executable, UniqueConstraint, bindparam, delete, func, text
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from db.columns import id_column
@@ -13,6 +17,7 @@ from db.groups import ServerGroup
 from db.identity import Project
 from db.keypairs import Keypair
 from db.servers import Server
+from db.session import fetch
 from domain.errors import QuotaExceeded
 from domain.quota import COUNTED_PER_USER, UNLIMITED, overs, refusal
 
@@ -79,15 +84,56 @@ def forget_limits(
     session.exec(statement)
 
 
+_SET_LIMITS = sqlalchemy.select(
+    *map(col, (QuotaLimit.project_id, QuotaLimit.user_id, QuotaLimit.resource, QuotaLimit.limit))
+).where(
+    col(QuotaLimit.project_id).in_(bindparam("owners", expanding=True)),
+    col(QuotaLimit.user_id).in_(bindparam("users", expanding=True)),
+)
+
+
 def _set_limits(session: Session, owners: list[str], user_id: str) -> dict[_Owner, dict[str, int]]:
     """What was set for these projects or classes, and for the user in them: (owner, user) → limits."""
-    query = select(
-        QuotaLimit.project_id, QuotaLimit.user_id, QuotaLimit.resource, QuotaLimit.limit
-    ).where(col(QuotaLimit.project_id).in_(owners), col(QuotaLimit.user_id).in_({"", user_id}))
     found: dict[_Owner, dict[str, int]] = defaultdict(dict)
-    for owner, user, resource, limit in session.exec(query):
+    for owner, user, resource, limit in fetch(
+        session, _SET_LIMITS, owners=owners, users=["", user_id]
+    ):
         found[owner, user][resource] = limit
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimits:
+    """Limits that were set, by resource, where others than the defaults hold."""
+
+    project: Mapping[str, int]
+    """For the project, or for the default class."""
+    user: Mapping[str, int]
+    """For one user in the project."""
+
+    def in_project(self, defaults: Mapping[str, int]) -> dict[str, int]:
+        """The project's limits for the resources that ``defaults`` names."""
+        return {resource: self.project.get(resource, limit) for resource, limit in defaults.items()}
+
+    def for_user(self, defaults: Mapping[str, int]) -> dict[str, int]:
+        """The same for the user: the user's own, else the project's."""
+        project = self.in_project(defaults)
+        return {resource: self.user.get(resource, limit) for resource, limit in project.items()}
+
+
+def _read_limits(session: Session, project_id: str, user_id: str) -> SetLimits:
+    found = _set_limits(session, [_DEFAULT_OWNER, project_id], user_id)
+    return SetLimits(
+        project={**found[_DEFAULT_OWNER, ""], **found[project_id, ""]},
+        user=found[project_id, user_id] if user_id else {},
+    )
+
+
+def locked_limits(session: Session, project_id: str, user_id: str) -> SetLimits:
+    """What was set for the project and the user in it, for all checks in this transaction. From here on,
+    until it ends, other checks of the project wait."""
+    lock_quota(session, project_id)
+    return _read_limits(session, project_id, user_id)
 
 
 def class_limits(session: Session, name: str, defaults: Mapping[str, int]) -> dict[str, int]:
@@ -101,18 +147,7 @@ def limits_of(
     session: Session, project_id: str, defaults: Mapping[str, int], user_id: str = ""
 ) -> dict[str, int]:
     """The limits that hold: a user's own, else the project's own, else the default class's."""
-    project, own = _limits(session, project_id, defaults, user_id)
-    return {resource: own.get(resource, limit) for resource, limit in project.items()}
-
-
-def _limits(
-    session: Session, project_id: str, defaults: Mapping[str, int], user_id: str
-) -> tuple[dict[str, int], dict[str, int]]:
-    """The project's limits, and those that were set for the user in it."""
-    set_ = _set_limits(session, [_DEFAULT_OWNER, project_id], user_id)
-    project = {**defaults, **set_[_DEFAULT_OWNER, ""], **set_[project_id, ""]}
-    own = set_[project_id, user_id] if user_id else {}
-    return {resource: project[resource] for resource in defaults}, own
+    return _read_limits(session, project_id, user_id).for_user(defaults)
 
 
 def given_to_users(session: Session, project_id: str, but_not: str = "") -> dict[str, int]:
@@ -138,20 +173,30 @@ def usage_of(
 ) -> dict[str, int]:
     """What a project, or one user in it, has: instances, cores, ram (MB), and server_groups if they are
     ``wanted``."""
-    servers = select(
+    servers, groups = _usage(bool(user_id))
+    ((instances, cores, ram),) = fetch(session, servers, project_id=project_id, user_id=user_id)
+    used = {"instances": int(instances), "cores": int(cores), "ram": int(ram)}
+    if "server_groups" in wanted:
+        ((count,),) = fetch(session, groups, project_id=project_id, user_id=user_id)
+        used["server_groups"] = int(count)
+    return used
+
+
+@cache
+def _usage(of_user: bool) -> tuple[Executable, Executable]:
+    """What sums up the servers of a project, and what counts its server groups."""
+    servers: Any = sqlalchemy.select(
         func.count(col(Server.id)),
         func.coalesce(func.sum(Server.vcpus), 0),
         func.coalesce(func.sum(Server.ram_mb), 0),
-    ).where(Server.project_id == project_id, col(Server.deleted_at).is_(None))
-    groups = select(func.count(col(ServerGroup.id))).where(ServerGroup.project_id == project_id)
-    if user_id:
-        servers = servers.where(Server.user_id == user_id)
-        groups = groups.where(ServerGroup.user_id == user_id)
-    instances, cores, ram = session.exec(servers).one()
-    used = {"instances": int(instances), "cores": int(cores), "ram": int(ram)}
-    if "server_groups" in wanted:
-        used["server_groups"] = int(session.exec(groups).one())
-    return used
+    ).where(col(Server.project_id) == bindparam("project_id"), col(Server.deleted_at).is_(None))
+    groups: Any = sqlalchemy.select(func.count(col(ServerGroup.id))).where(
+        col(ServerGroup.project_id) == bindparam("project_id")
+    )
+    if of_user:
+        servers = servers.where(col(Server.user_id) == bindparam("user_id"))
+        groups = groups.where(col(ServerGroup.user_id) == bindparam("user_id"))
+    return servers, groups
 
 
 def count_keypairs(session: Session, user_id: str) -> int:
@@ -171,16 +216,16 @@ def count_group_members(session: Session, group_id: str, user_id: str = "") -> i
     return int(session.exec(statement).one())
 
 
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))")
+
+
 def lock_quota(session: Session, owner_id: str) -> None:
     """Make concurrent checks of one project or user wait for each other until the transaction ends.
 
     SQLite needs nothing: a write transaction is alone there.
     """
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))"),
-            {"owner": f"quota:{owner_id}"},
-        )
+        fetch(session, _LOCK, owner=f"quota:{owner_id}")
 
 
 def check_quota(
@@ -189,17 +234,19 @@ def check_quota(
     user_id: str,
     wanted: Mapping[str, int],
     defaults: Mapping[str, int],
+    limits: SetLimits | None = None,
 ) -> None:
     """Raise QuotaExceeded, in Nova's words, unless ``wanted`` more fits the project and the user.
 
     Call it in the write transaction that then adds the rows: until that one ends, other checks of the
     project wait. ``wanted`` may name instances, cores, ram (MB) and server_groups, which are counted,
     and metadata_items, key_pairs and server_group_members, which are compared as they are: for those
-    add what is there already. ``defaults`` is ``settings.quota_defaults``.
+    add what is there already. ``defaults`` is ``settings.quota_defaults``. ``limits`` are those that
+    ``locked_limits`` has read already, if it has.
     """
-    lock_quota(session, project_id)
-    limits, own = _limits(session, project_id, defaults, user_id)
-    _check(session, project_id, "", limits, wanted)
+    limits = limits or locked_limits(session, project_id, user_id)
+    _check(session, project_id, "", limits.in_project(defaults), wanted)
+    own = limits.user
     if own.keys() & wanted.keys() & COUNTED_PER_USER:
         mine = {name: amount for name, amount in wanted.items() if name in own}
         _check(session, project_id, user_id, own, mine)

@@ -178,10 +178,17 @@ def _reader(engine: Engine) -> Engine:
 def fetch(session: Session, statement: Executable, **given: Any) -> Sequence[Any]:
     """The rows of a statement that its module made once, run past the ORM: for what every request asks.
     To build a statement anew and to make entities takes SQLAlchemy ten times as long as a small query
-    takes the database. A list goes to a ``bindparam(…, expanding=True)``.
+    takes the database. A list goes to a ``bindparam(…, expanding=True)``. Where entities are wanted,
+    ``session.exec(STATEMENT, params=…)`` spares the building alone.
     """
     session.flush()
     return session.connection().execute(statement, given).all()
+
+
+def change(session: Session, statement: Executable, **given: Any) -> None:
+    """The same for a statement that changes rows. Of those, what the session holds stays as it was read."""
+    session.flush()
+    session.connection().execute(statement, given)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from itertools import pairwise
 
@@ -175,9 +175,10 @@ def _nth(ranges: Sequence[range], position: int) -> int:
     raise IndexError(position)
 
 
-def choose_free(pools: Sequence[Pool], used: Container[str], rng: random.Random) -> str | None:
+def choose_free(pools: Sequence[Pool], used: Iterable[str], rng: random.Random) -> str | None:
     """A random free address of the pools, or None when they are full. Looks at every address."""
-    free = [n for r in _ranges(pools) for n in r if str(IPv4Address(n)) not in used]
+    taken = {int(IPv4Address(ip)) for ip in used}
+    free = [n for r in _ranges(pools) for n in r if n not in taken]
     return str(IPv4Address(rng.choice(free))) if free else None
 
 

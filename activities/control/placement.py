@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from activities.control.snapshot import Snapshots, build_request
@@ -119,14 +119,18 @@ class Placement:
                 close_events(session, operation.id, cmd.error or "The host was given up")
 
 
+# Not one statement with the server: it would see these as they were before the wait for the lock.
+_OPERATION_AND_CLAIM = (
+    select(Operation, Claim)
+    .join(Claim, col(Claim.server_id) == Operation.server_id, isouter=True)
+    .where(Operation.id == bindparam("operation_id"), Operation.server_id == bindparam("server_id"))
+)
+
+
 def _load(session: Session, ref: Ref) -> tuple[Server, Operation, Claim | None]:
     server = session.get(Server, ref.server_id, with_for_update=True)
-    # Not one statement with the server: it would see these as they were before the wait for the lock.
-    row = session.exec(
-        select(Operation, Claim)
-        .join(Claim, col(Claim.server_id) == Operation.server_id, isouter=True)
-        .where(Operation.id == ref.operation_id, Operation.server_id == ref.server_id)
-    ).one_or_none()
+    asked = {"operation_id": ref.operation_id, "server_id": ref.server_id}
+    row = session.exec(_OPERATION_AND_CLAIM, params=asked).one_or_none()
     if server is None or row is None:
         raise NotFound(f"Instance {ref.server_id} has no record of operation {ref.operation_id}")
     return server, *row

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import structlog
-from sqlalchemy import Engine, update
-from sqlmodel import Session, col, delete, select
+from sqlalchemy import Engine
+from sqlmodel import Session, select
 
 from activities.control.placement import guest_spec
-from db.hosts import Claim, want_nics
+from db.hosts import Claim, drop_claim, note_built, want_nics
 from db.network import hosts_to_refresh, nic_specs, release_server_ports
 from db.operations import Operation, add_stages, end_operation, live_operations, open_event
 from db.servers import Server, ServerFault
@@ -159,8 +159,7 @@ def _succeeded(
     if operation.lifecycle in ("create", RETRY_BUILD):
         server.launched_at = now()
         server.progress = 100
-        built = update(Claim).where(col(Claim.server_id) == server.id).values(building=False)
-        session.exec(built)
+        note_built(session, server.id)
     end_operation(session, operation, OperationState.SUCCEEDED)
 
 
@@ -184,15 +183,15 @@ def _failed(session: Session, server: Server, operation: Operation, cmd: Finish)
 
 def _deleted(session: Session, server: Server, operation: Operation) -> list[Operation]:
     """Returns the operations that ended with it, itself included."""
-    want_nics(session, hosts_to_refresh(session, server.id))
-    release_server_ports(session, server.id)
-    session.exec(delete(Claim).where(col(Claim.server_id) == server.id))
     server.vm_state = VmState.DELETED
     server.task_state = None
     server.power_state = PowerState.NOSTATE
     server.host = None
     server.admin_pass_sealed = None
     server.deleted_at = server.terminated_at = now()
+    want_nics(session, hosts_to_refresh(session, server.id))
+    release_server_ports(session, server.id)
+    drop_claim(session, server.id)
     ended = live_operations(session, server.id)
     for other in ended:
         if other.id == operation.id or other.lifecycle == "delete":

@@ -211,25 +211,30 @@ def _least(aggregates: Iterable[Aggregate], key: str, default: float) -> float:
     return min(numbers, default=default)
 
 
+_DOWN = sa.select(
+    col(Host.name),
+    col(Host.disabled),
+    col(Host.disabled_reason),
+    col(Host.forced_down),
+    col(Host.reported_at),
+).where(
+    sa.or_(
+        col(Host.disabled),
+        col(Host.forced_down),
+        col(Host.reported_at).is_(None),
+        col(Host.reported_at) < sa.bindparam("silent_since"),
+    )
+)
+
+
 def _down(session: Session, now: datetime, silent_after_s: float) -> dict[str, str]:
     """host → why it takes no server; only hosts that take none."""
-    query = sa.select(
-        col(Host.name),
-        col(Host.disabled),
-        col(Host.disabled_reason),
-        col(Host.forced_down),
-        col(Host.reported_at),
-    ).where(
-        sa.or_(
-            col(Host.disabled),
-            col(Host.forced_down),
-            col(Host.reported_at).is_(None),
-            col(Host.reported_at) < now - timedelta(seconds=silent_after_s),
-        )
-    )
+    asked = {"silent_since": now - timedelta(seconds=silent_after_s)}
     return {
         name: _why_down(disabled, reason, forced, reported_at, now)
-        for name, disabled, reason, forced, reported_at in session.connection().execute(query)
+        for name, disabled, reason, forced, reported_at in session.connection().execute(
+            _DOWN, asked
+        )
     }
 
 

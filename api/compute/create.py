@@ -19,7 +19,14 @@ from db.hosts import Host, get_host
 from db.images import Image, get_visible_image
 from db.keypairs import find_keypair
 from db.network import PortRequest, allocate_server_ports, usable_networks
-from db.quotas import check_quota, count_group_members, limits_of, lock_quota, usage_of
+from db.quotas import (
+    SetLimits,
+    check_quota,
+    count_group_members,
+    limits_of,
+    locked_limits,
+    usage_of,
+)
 from db.servers import Server, replace_tags
 from domain.errors import BadRequest, NotFound, QuotaExceeded
 from domain.ids import new_id
@@ -66,15 +73,16 @@ def create_servers(
     template["group_id"] = hints.group
     template["scheduler_hints"] = hints.model_dump(mode="json", exclude_none=True)
     ports = _ports(session, who, body)
-    count = _count(session, cloud.settings, who, body, flavor, ports)
-    _check_group(session, cloud.settings, who, hints.group, count)
+    limits = locked_limits(session, who.project_id, who.user_id)
+    count = _count(session, cloud.settings, who, body, flavor, ports, limits)
+    _check_group(session, cloud.settings, who, hints.group, count, limits)
     password = body.admin_pass or generate_password()
     template["admin_pass_sealed"] = cloud.sealer.seal(password.encode())
     servers = _rows(body, template, count)
     session.add_all(servers)
     session.flush()
     for server in servers:
-        _attach(session, cloud.settings, body, server, ports)
+        _attach(session, cloud.settings, body, server, ports, limits)
     return Created(servers, password, str(template["reservation_id"]), constraints)
 
 
@@ -324,6 +332,7 @@ def _count(
     body: CreateServer,
     flavor: Flavor,
     ports: list[PortRequest],
+    limits: SetLimits,
 ) -> int:
     """How many servers: the most that was asked for, or fewer where the quota has room for
     ``min_count`` only."""
@@ -337,14 +346,14 @@ def _count(
     def check(count: int) -> None:
         wanted = {"instances": count, "cores": count * flavor.vcpus, "ram": count * flavor.ram_mb}
         defaults = settings.quota_defaults
-        check_quota(session, who.project_id, who.user_id, wanted, defaults)
+        check_quota(session, who.project_id, who.user_id, wanted, defaults, limits)
 
     try:
         check(most)
     except QuotaExceeded:
         if least == most:
             raise
-        most = max(least, min(most, _headroom(session, settings, who, flavor)))
+        most = max(least, min(most, _headroom(session, settings, who, flavor, limits)))
         check(most)
     if most > MAX_COUNT:
         raise BadRequest(f"At most {MAX_COUNT} servers can be created by one request.")
@@ -366,32 +375,40 @@ def _check_repeatable(body: CreateServer, ports: list[PortRequest]) -> None:
         raise BadRequest("A fully qualified hostname cannot be given to multiple instances.")
 
 
-def _headroom(session: Session, settings: Settings, who: Caller, flavor: Flavor) -> int:
+def _headroom(
+    session: Session, settings: Settings, who: Caller, flavor: Flavor, limits: SetLimits
+) -> int:
     """How many more servers of this flavor the quotas of project and user allow."""
     costs = {"instances": 1, "cores": flavor.vcpus, "ram": flavor.ram_mb}
+    defaults = settings.quota_defaults
     rooms = []
-    for user_id in ("", who.user_id):
-        limits = limits_of(session, who.project_id, settings.quota_defaults, user_id)
+    for user_id, most in (
+        ("", limits.in_project(defaults)),
+        (who.user_id, limits.for_user(defaults)),
+    ):
         used = usage_of(session, who.project_id, user_id)
         rooms += [
-            (limits[name] - used[name]) // cost
+            (most[name] - used[name]) // cost
             for name, cost in costs.items()
-            if limits[name] >= 0 and cost
+            if most[name] >= 0 and cost
         ]
     return min(rooms, default=MAX_COUNT)
 
 
 def _check_group(
-    session: Session, settings: Settings, who: Caller, group_id: str | None, count: int
+    session: Session,
+    settings: Settings,
+    who: Caller,
+    group_id: str | None,
+    count: int,
+    limits: SetLimits,
 ) -> None:
     if group_id is None:
         return
     group = session.get(ServerGroup, group_id)
     if group is None or group.project_id != who.project_id:
         raise BadRequest(f"Instance group {group_id} could not be found.")
-    lock_quota(session, who.project_id)
-    limits = limits_of(session, who.project_id, settings.quota_defaults, who.user_id)
-    limit = limits["server_group_members"]
+    limit = limits.for_user(settings.quota_defaults)["server_group_members"]
     if 0 <= limit < count_group_members(session, group_id, who.user_id) + count:
         raise QuotaExceeded("Quota exceeded, too many servers in group")
 
@@ -416,6 +433,7 @@ def _attach(
     body: CreateServer,
     server: Server,
     ports: list[PortRequest],
+    limits: SetLimits,
 ) -> None:
     zone = (server.availability_zone or "").split(":")[0] or settings.default_availability_zone
     allocate_server_ports(
@@ -423,9 +441,9 @@ def _attach(
         server_id=server.id,
         project_id=server.project_id,
         az=zone,
-        hostname=server.hostname,
         requests=ports,
         security_groups=[group.name for group in body.security_groups],
+        limits=limits,
     )
     if body.tags:
         replace_tags(session, server.id, body.tags)

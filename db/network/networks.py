@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
-from sqlalchemy import ColumnElement, or_, true
+from sqlalchemy import BindParameter, ColumnElement, bindparam, or_, true
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from db.network.tables import FixedIp, Network, Port, Subnet
 from db.session import now
@@ -24,7 +26,7 @@ def touch(row: Network | Subnet | Port) -> None:
     row.revision += 1
 
 
-def visible_networks(project_id: str | None) -> ColumnElement[bool]:
+def visible_networks(project_id: str | BindParameter[str] | None) -> ColumnElement[bool]:
     """Own and shared networks."""
     if project_id is None:
         return true()
@@ -53,11 +55,19 @@ def get_network(
     session: Session, network_id: str, project_id: str | None, *, lock: bool = False
 ) -> Network:
     """One visible network; ``lock`` keeps others from adding to it meanwhile. NotFound."""
-    statement = select(Network).where(Network.id == network_id, visible_networks(project_id))
-    found = session.exec(statement.with_for_update() if lock else statement).first()
+    statement = _one_network(project_id is None, lock)
+    asked = {"network_id": network_id, "project_id": project_id}
+    found = session.exec(statement, params=asked).first()
     if found is None:
         raise network_not_found(network_id)
     return found
+
+
+@cache
+def _one_network(anyones: bool, lock: bool) -> SelectOfScalar[Network]:
+    visible = visible_networks(None if anyones else bindparam("project_id"))
+    statement = select(Network).where(Network.id == bindparam("network_id"), visible)
+    return statement.with_for_update() if lock else statement
 
 
 def get_subnet(session: Session, subnet_id: str, project_id: str | None) -> Subnet:
@@ -69,15 +79,17 @@ def get_subnet(session: Session, subnet_id: str, project_id: str | None) -> Subn
     return found
 
 
+_SUBNETS = (
+    select(Subnet)
+    .where(col(Subnet.network_id).in_(bindparam("network_ids", expanding=True)))
+    .order_by(col(Subnet.created_at), col(Subnet.id))
+)
+
+
 def subnets_of(session: Session, network_ids: Sequence[str]) -> dict[str, list[Subnet]]:
     """Network id → its subnets, oldest first; every asked id is a key."""
     found: dict[str, list[Subnet]] = {network_id: [] for network_id in network_ids}
-    rows = session.exec(
-        select(Subnet)
-        .where(col(Subnet.network_id).in_(network_ids))
-        .order_by(col(Subnet.created_at), col(Subnet.id))
-    )
-    for subnet in rows:
+    for subnet in session.exec(_SUBNETS, params={"network_ids": list(network_ids)}):
         found[subnet.network_id].append(subnet)
     return found
 
@@ -169,11 +181,14 @@ def has_foreign_ports(session: Session, network: Network) -> bool:
     return session.exec(statement.limit(1)).first() is not None
 
 
+_USABLE = (
+    select(Network)
+    .where(visible_networks(bindparam("project_id")), col(Network.admin_state_up))
+    .order_by(col(Network.created_at), col(Network.id))
+)
+
+
 def usable_networks(session: Session, project_id: str) -> list[Network]:
     """The networks a server of the project may be put on unasked: its own, then the shared ones."""
-    rows = session.exec(
-        select(Network)
-        .where(visible_networks(project_id), col(Network.admin_state_up))
-        .order_by(col(Network.created_at), col(Network.id))
-    )
+    rows = session.exec(_USABLE, params={"project_id": project_id})
     return sorted(rows, key=lambda network: network.project_id != project_id)

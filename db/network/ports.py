@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Network
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, or_, true
+import sqlalchemy
+from sqlalchemy import ColumnElement, Executable, bindparam, delete, insert, or_, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import make_transient, make_transient_to_detached
@@ -17,6 +19,7 @@ from sqlmodel import Session, col, select
 from db.network.networks import address_owner, network_not_found, subnets_of
 from db.network.tables import FixedIp, Network, Port, PortSecurityGroup, Subnet
 from db.servers import Server
+from db.session import fetch
 from domain.addressing import (
     candidates,
     choose_free,
@@ -26,6 +29,7 @@ from domain.addressing import (
     parse_address,
 )
 from domain.errors import BadRequest, Conflict, NotFound
+from domain.ids import new_id
 
 _RNG = random.SystemRandom()
 _TRIES = 30
@@ -71,15 +75,18 @@ def fixed_ips_of(session: Session, port_ids: Sequence[str]) -> dict[str, list[Fi
     return found
 
 
+_MEMBERSHIPS = (
+    sqlalchemy.select(col(PortSecurityGroup.port_id), col(PortSecurityGroup.security_group_id))
+    .where(col(PortSecurityGroup.port_id).in_(bindparam("port_ids", expanding=True)))
+    .order_by(col(PortSecurityGroup.security_group_id))
+)
+
+
 def groups_of(session: Session, port_ids: Sequence[str]) -> dict[str, list[str]]:
     """Port id → ids of its security groups; every asked id is a key."""
     found: dict[str, list[str]] = {port_id: [] for port_id in port_ids}
-    for row in session.exec(
-        select(PortSecurityGroup)
-        .where(col(PortSecurityGroup.port_id).in_(port_ids))
-        .order_by(PortSecurityGroup.security_group_id)
-    ):
-        found[row.port_id].append(row.security_group_id)
+    for port_id, group_id in fetch(session, _MEMBERSHIPS, port_ids=list(port_ids)):
+        found[port_id].append(group_id)
     return found
 
 
@@ -113,11 +120,16 @@ def insert_port(
     port: Port,
     addresses: Sequence[FixedIpRequest] | None,
     group_ids: Iterable[str] = (),
+    check: Callable[[Sequence[Subnet]], None] | None = None,
 ) -> Port:
-    """As ``add_port``, for a caller who rolls back to a savepoint of his own when it raises."""
+    """As ``add_port``, for a caller who rolls back to a savepoint of his own when it raises. ``check`` may
+    refuse the network's subnets: nobody adds or deletes one from the port's insert to the transaction's
+    end."""
     _insert_with_mac(session, port)
     try:
         subnets = subnets_of(session, [port.network_id])[port.network_id]
+        if check is not None:
+            check(subnets)
         if addresses is not None:
             set_addresses(session, port, addresses, subnets)
         elif subnets:
@@ -136,7 +148,7 @@ def _insert_with_mac(session: Session, port: Port) -> None:
     for _ in range(1 if given else _TRIES):
         port.mac = given or new_mac(_RNG)
         try:
-            made = _insert(session, Port, port.model_dump(), ["network_id", "mac"])
+            made = _insert(session, Port, port.model_dump(), "network_id", "mac")
         except IntegrityError:
             raise network_not_found(port.network_id) from None  # deleted meanwhile
         if made:
@@ -146,13 +158,19 @@ def _insert_with_mac(session: Session, port: Port) -> None:
     raise _mac_in_use(port, port.mac)
 
 
-def _insert(session: Session, table: Any, row: dict[str, Any], unique: list[str]) -> bool:
+def _insert(session: Session, table: Any, row: dict[str, Any], *unique: str) -> bool:
     """Add a row; False when another one has its place. One statement, where an error that is to be
     survived would need a savepoint around it."""
-    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(row).on_conflict_do_nothing(index_elements=unique)
-    made = session.connection().execute(statement.returning(table.id)).first()
-    return made is not None
+    return bool(fetch(session, _insertion(session.get_bind().dialect.name, table, unique), **row))
+
+
+@cache
+def _insertion(dialect: str, table: Any, unique: tuple[str, ...]) -> Executable:
+    insert_into: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement: Executable = (
+        insert_into(table).on_conflict_do_nothing(index_elements=unique).returning(table.id)
+    )
+    return statement
 
 
 def _mac_taken(session: Session, port: Port, mac: str) -> bool:
@@ -188,11 +206,14 @@ def set_groups(session: Session, port: Port, group_ids: Iterable[str]) -> None:
         _join_groups(session, port, group_ids)
 
 
+_JOIN_GROUP = insert(PortSecurityGroup)
+
+
 def _join_groups(session: Session, port: Port, group_ids: Iterable[str]) -> None:
     rows = [{"port_id": port.id, "security_group_id": group} for group in sorted(set(group_ids))]
     try:
         if rows:
-            session.connection().execute(insert(PortSecurityGroup), rows)
+            session.connection().execute(_JOIN_GROUP, rows)
     except IntegrityError:
         raise NotFound("Security group could not be found.", "SecurityGroupNotFound") from None
 
@@ -259,8 +280,8 @@ def _take(session: Session, port: Port, subnet: Subnet, ip: str) -> None:
 
 def _try_take(session: Session, port: Port, subnet: Subnet, ip: str) -> bool:
     """Insert the address; False when another transaction was first."""
-    row = FixedIp(port_id=port.id, subnet_id=subnet.id, ip=ip).model_dump()
-    return _insert(session, FixedIp, row, ["subnet_id", "ip"])
+    row = {"id": new_id(), "port_id": port.id, "subnet_id": subnet.id, "ip": ip}
+    return _insert(session, FixedIp, row, "subnet_id", "ip")
 
 
 def take_any_address(session: Session, port: Port, subnets: Sequence[Subnet]) -> None:
@@ -278,22 +299,24 @@ def take_any_address(session: Session, port: Port, subnets: Sequence[Subnet]) ->
     )
 
 
+_ADDRESSES = sqlalchemy.select(col(FixedIp.ip)).where(
+    col(FixedIp.subnet_id) == bindparam("subnet_id")
+)
+_ADDRESSES_AMONG = _ADDRESSES.where(col(FixedIp.ip).in_(bindparam("sample", expanding=True)))
+
+
 def free_address(session: Session, subnet: Subnet) -> str | None:
     """A free address of the subnet's pools, or None. Looks at few rows unless the pools are nearly full."""
     sample = candidates(subnet.allocation_pools, _RNG)
     if sample is not None:
-        used = set(
-            session.exec(
-                select(FixedIp.ip).where(
-                    FixedIp.subnet_id == subnet.id, col(FixedIp.ip).in_(sample)
-                )
-            )
-        )
+        used = {
+            ip for (ip,) in fetch(session, _ADDRESSES_AMONG, subnet_id=subnet.id, sample=sample)
+        }
         for ip in sample:
             if ip not in used:
                 return ip
-    everything = set(session.exec(select(FixedIp.ip).where(FixedIp.subnet_id == subnet.id)))
-    return choose_free(subnet.allocation_pools, everything, _RNG)
+    everything = fetch(session, _ADDRESSES, subnet_id=subnet.id)
+    return choose_free(subnet.allocation_pools, (ip for (ip,) in everything), _RNG)
 
 
 def remove_port(session: Session, port: Port) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func
+import sqlalchemy
+from sqlalchemy import Select, bindparam, func
 from sqlmodel import Session, col, select
 
 from db.network.tables import Network, Port, SecurityGroup, SecurityGroupRule, Subnet
-from db.quotas import QuotaLimit, limits_of, lock_quota
+from db.quotas import QuotaLimit, SetLimits, limits_of, locked_limits
+from db.session import fetch
 from domain.errors import Conflict
 from domain.quota import overs
 
@@ -39,19 +42,31 @@ def network_usage(session: Session, project_id: str) -> dict[str, int]:
 
 
 def _count(session: Session, project_id: str, resource: str) -> int:
+    ((count,),) = fetch(session, _counting(resource), project_id=project_id)
+    return int(count)
+
+
+@cache
+def _counting(resource: str) -> Select[Any]:
     table = _TABLES[resource]
-    counted = select(func.count()).select_from(table).where(table.project_id == project_id)
-    return int(session.exec(counted).one())
+    mine = table.project_id == bindparam("project_id")
+    return sqlalchemy.select(func.count()).select_from(table).where(mine)
 
 
-def check_network_quota(session: Session, project_id: str, resource: str, wanted: int) -> None:
+def check_network_quota(
+    session: Session,
+    project_id: str,
+    resource: str,
+    wanted: int,
+    limits: SetLimits | None = None,
+) -> None:
     """Conflict (Neutron's OverQuota) unless ``wanted`` more fit; other checks of the project wait
-    until this transaction ends."""
-    lock_quota(session, project_id)
-    limits = network_limits(session, project_id)
-    if limits[resource] < 0:
+    until this transaction ends. ``limits`` are those that ``locked_limits`` has read already, if it has."""
+    limits = limits or locked_limits(session, project_id, "")
+    allowed = limits.in_project(DEFAULTS)
+    if allowed[resource] < 0:
         return  # what has no limit is not counted, however many there are
-    if overs(limits, {resource: _count(session, project_id, resource)}, {resource: wanted}):
+    if overs(allowed, {resource: _count(session, project_id, resource)}, {resource: wanted}):
         raise Conflict(f"Quota exceeded for resources: ['{resource}'].", "OverQuota")
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, or_, true
+import sqlalchemy
+from sqlalchemy import ColumnElement, Select, bindparam, or_, true
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from db.network.tables import Port, PortSecurityGroup, SecurityGroup, SecurityGroupRule
 from db.quotas import lock_quota
-from db.session import now
+from db.session import fetch, now
 from domain.errors import Conflict, NotFound
 
 DEFAULT = "default"
@@ -70,14 +71,17 @@ def get_rule(session: Session, rule_id: str, project_id: str | None) -> Security
     return found
 
 
+_RULES = (
+    select(SecurityGroupRule)
+    .where(col(SecurityGroupRule.security_group_id).in_(bindparam("group_ids", expanding=True)))
+    .order_by(col(SecurityGroupRule.created_at), SecurityGroupRule.id)
+)
+
+
 def rules_of(session: Session, group_ids: Sequence[str]) -> dict[str, list[SecurityGroupRule]]:
     """Group id → its rules, oldest first; every asked id is a key."""
     found: dict[str, list[SecurityGroupRule]] = {group_id: [] for group_id in group_ids}
-    for rule in session.exec(
-        select(SecurityGroupRule)
-        .where(col(SecurityGroupRule.security_group_id).in_(group_ids))
-        .order_by(col(SecurityGroupRule.created_at), SecurityGroupRule.id)
-    ):
+    for rule in session.exec(_RULES, params={"group_ids": list(group_ids)}):
         found[rule.security_group_id].append(rule)
     return found
 
@@ -92,12 +96,14 @@ def default_group_ids(session: Session, group_ids: Collection[str]) -> set[str]:
     return set(rows)
 
 
+_DEFAULT_GROUP = select(SecurityGroup).where(
+    SecurityGroup.project_id == bindparam("project_id"), SecurityGroup.name == DEFAULT
+)
+
+
 def find_default_group(session: Session, project_id: str) -> SecurityGroup | None:
     """The project's default group, if it has been made."""
-    statement = select(SecurityGroup).where(
-        SecurityGroup.project_id == project_id, SecurityGroup.name == DEFAULT
-    )
-    return session.exec(statement).first()
+    return session.exec(_DEFAULT_GROUP, params={"project_id": project_id}).first()
 
 
 def ensure_default_group(session: Session, project_id: str) -> SecurityGroup:
@@ -180,21 +186,17 @@ def add_rule(session: Session, rule: SecurityGroupRule) -> SecurityGroupRule:
     return rule
 
 
-def hosts_using_group(
-    session: Session, group_ids: Collection[str] | SelectOfScalar[str]
-) -> set[str]:
-    """The hosts whose filtering depends on these groups, given as ids or as a query for them: as the
-    group of a port there, or as the remote group of a rule of such a group."""
-    if isinstance(group_ids, Collection) and not group_ids:
-        return set()
+def using_groups(group_ids: Any) -> Select[str]:
+    """The query for the hosts whose filtering depends on these groups, given as a query or a parameter for
+    their ids: as the group of a port there, or as the remote group of a rule of such a group."""
     referring = select(SecurityGroupRule.security_group_id).where(
         col(SecurityGroupRule.remote_group_id).in_(group_ids)
     )
-    rows = session.exec(
-        select(Port.host)
+    return (
+        sqlalchemy.select(col(Port.host))
         .join(PortSecurityGroup, col(PortSecurityGroup.port_id) == col(Port.id))
         .where(
-            Port.host != "",
+            col(Port.host) != "",
             or_(
                 col(PortSecurityGroup.security_group_id).in_(group_ids),
                 col(PortSecurityGroup.security_group_id).in_(referring),
@@ -202,4 +204,12 @@ def hosts_using_group(
         )
         .distinct()
     )
-    return set(rows)
+
+
+_USING_GROUPS = using_groups(bindparam("group_ids", expanding=True))
+
+
+def hosts_using_group(session: Session, group_ids: Collection[str]) -> set[str]:
+    """The hosts whose filtering depends on these groups."""
+    found = fetch(session, _USING_GROUPS, group_ids=list(group_ids)) if group_ids else ()
+    return {host for (host,) in found}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, or_, update
+from sqlalchemy import Row, bindparam, or_, update
 from sqlmodel import Session, col, select
 
-from db.network.networks import network_not_found, touch, usable_networks, visible_networks
+from db.network.networks import get_network, touch, usable_networks
 from db.network.ports import (
     FixedIpRequest,
     fixed_ips_of,
@@ -18,9 +18,10 @@ from db.network.ports import (
     set_groups,
 )
 from db.network.quotas import check_network_quota
-from db.network.security_groups import ensure_default_group, hosts_using_group
+from db.network.security_groups import ensure_default_group, using_groups
 from db.network.tables import Network, Port, PortSecurityGroup, SecurityGroup, Subnet
-from db.session import now
+from db.quotas import SetLimits
+from db.session import change, fetch, now
 from domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded
 
 
@@ -41,22 +42,22 @@ def allocate_server_ports(
     server_id: str,
     project_id: str,
     az: str,
-    hostname: str,
     requests: Sequence[PortRequest],
     security_groups: Sequence[str],
+    limits: SetLimits | None = None,
 ) -> list[Port]:
     """Make or take a port per request, in that order, and mark them as the server's.
 
     ``security_groups`` are names or ids of the project's groups for the ports made here; none means
-    ``default``. A taken port keeps its groups. ``hostname`` is not stored: ``nic_specs`` reads the
-    server's current one. BadRequest, Conflict and QuotaExceeded in Nova's words; nothing is kept
-    when it raises.
+    ``default``. A taken port keeps its groups. ``limits`` are those that ``locked_limits`` has read
+    already, if it has. BadRequest, Conflict and QuotaExceeded in Nova's words; nothing is kept when it
+    raises.
     """
     groups = _resolve_groups(session, project_id, security_groups)
     new = [request for request in requests if request.port_id is None]
     if new:
         try:
-            check_network_quota(session, project_id, "port", len(new))
+            check_network_quota(session, project_id, "port", len(new), limits)
         except Conflict:
             raise QuotaExceeded("Maximum number of ports exceeded") from None
     ports = []
@@ -65,14 +66,14 @@ def allocate_server_ports(
             if request.port_id is not None:
                 port = _take_port(session, request.port_id, project_id)
             else:
-                port = _new_port(session, project_id, request, groups, bool(security_groups))
+                port = _new_port(_network_for(session, project_id, request.network_id), project_id)
             port.device_id, port.device_owner = server_id, f"compute:{az}"
             port.extra = {**port.extra, "index": index, "tag": request.tag}
             if request.port_id is not None:
                 touch(port)
                 session.add(port)
             else:
-                _insert_port(session, port, request, groups)
+                _insert_port(session, port, request, groups, chosen=bool(security_groups))
             ports.append(port)
     return ports
 
@@ -111,17 +112,7 @@ def _take_port(session: Session, port_id: str, project_id: str) -> Port:
     return port
 
 
-def _new_port(
-    session: Session, project_id: str, request: PortRequest, groups: list[str], chosen: bool
-) -> Port:
-    network = _network_for(session, project_id, request.network_id)
-    if not session.exec(select(Subnet.id).where(Subnet.network_id == network.id).limit(1)).first():
-        raise BadRequest(f"Network {network.id} requires a subnet in order to boot instances on.")
-    if chosen and not network.port_security_enabled:
-        raise BadRequest(
-            "Network requires port_security_enabled and subnet associated in order to apply security "
-            "groups."
-        )
+def _new_port(network: Network, project_id: str) -> Port:
     return Port(
         network_id=network.id,
         project_id=project_id,
@@ -131,10 +122,23 @@ def _new_port(
     )
 
 
-def _insert_port(session: Session, port: Port, request: PortRequest, groups: list[str]) -> None:
+def _insert_port(
+    session: Session, port: Port, request: PortRequest, groups: list[str], *, chosen: bool
+) -> None:
+    def check(subnets: Sequence[Subnet]) -> None:
+        if not subnets:
+            raise BadRequest(
+                f"Network {port.network_id} requires a subnet in order to boot instances on."
+            )
+        if chosen and not port.port_security_enabled:
+            raise BadRequest(
+                "Network requires port_security_enabled and subnet associated in order to apply "
+                "security groups."
+            )
+
     wishes = [FixedIpRequest(ip=request.fixed_ip)] if request.fixed_ip else None
     try:
-        insert_port(session, port, wishes, groups if port.port_security_enabled else ())
+        insert_port(session, port, wishes, groups if port.port_security_enabled else (), check)
     except NotFound as gone:
         raise BadRequest(gone.message) from None
     except Conflict as conflict:
@@ -153,11 +157,10 @@ def _no_addresses(conflict: Conflict, network_id: str) -> Conflict | BadRequest:
 
 def _network_for(session: Session, project_id: str, network_id: str | None) -> Network:
     if network_id is not None:
-        statement = select(Network).where(Network.id == network_id, visible_networks(project_id))
-        found = session.exec(statement).first()
-        if found is None:
-            raise BadRequest(network_not_found(network_id).message)
-        return found
+        try:
+            return get_network(session, network_id, project_id)
+        except NotFound as missing:
+            raise BadRequest(missing.message) from None
     usable = usable_networks(session, project_id)
     if len(usable) > 1:
         raise Conflict(
@@ -169,9 +172,12 @@ def _network_for(session: Session, project_id: str, network_id: str | None) -> N
     return usable[0]
 
 
+_PORTS = select(Port).where(Port.device_id == bindparam("server_id"))
+
+
 def ports_of(session: Session, server_id: str) -> list[Port]:
     """The server's ports in the order they were asked for."""
-    rows = session.exec(select(Port).where(Port.device_id == server_id)).all()
+    rows = session.exec(_PORTS, params={"server_id": server_id})
     return sorted(rows, key=port_order)
 
 
@@ -204,19 +210,37 @@ def unbind_server_ports(session: Session, server_id: str) -> None:
     _place(session, server_id, "", "DOWN")
 
 
+_PLACE = (
+    update(Port)
+    .where(
+        col(Port.device_id) == bindparam("server_id"),
+        or_(col(Port.host) != bindparam("place"), col(Port.status) != bindparam("is_now")),
+    )
+    .values(
+        host=bindparam("place"),
+        status=bindparam("is_now"),
+        updated_at=bindparam("at"),
+        revision=Port.revision + 1,
+    )
+)
+
+
 def _place(session: Session, server_id: str, host: str, status: str) -> None:
-    elsewhere = or_(col(Port.host) != host, col(Port.status) != status)
-    change = update(Port).where(col(Port.device_id) == server_id, elsewhere)
-    noted = {"updated_at": now(), "revision": Port.revision + 1}
-    session.exec(change.values(host=host, status=status, **noted))
+    change(session, _PLACE, server_id=server_id, place=host, is_now=status, at=now())
+
+
+_GROUPS_OF_SERVER = (
+    select(PortSecurityGroup.security_group_id)
+    .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
+    .where(Port.device_id == bindparam("server_id"))
+)
+_HOSTS_TO_REFRESH = using_groups(_GROUPS_OF_SERVER)
 
 
 def hosts_to_refresh(session: Session, server_id: str) -> set[str]:
     """The hosts whose filtering changes when this server's ports come or go: those with a port in its
     groups, or in a group whose rules admit them. Ask before the ports are released."""
-    member = col(Port.id) == col(PortSecurityGroup.port_id)
-    own = select(PortSecurityGroup.security_group_id).join(Port, member)
-    return hosts_using_group(session, own.where(Port.device_id == server_id))
+    return {host for (host,) in fetch(session, _HOSTS_TO_REFRESH, server_id=server_id)}
 
 
 def join_group(session: Session, server_id: str, project_id: str, ref: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from db.network.ports import fixed_ips_of, groups_of
+from db.network.ports import groups_of
 from db.network.security_groups import rules_of
 from db.network.server_ports import port_order
 from db.network.tables import (
@@ -89,6 +90,28 @@ def server_security_groups(session: Session, server_ids: Collection[str]) -> dic
     return {server_id: sorted(names) for server_id, names in found.items()}
 
 
+_CARDS = (
+    sa.select(
+        col(Port.id), col(Port.device_id), col(Port.extra), col(Port.network_id), col(Port.mac),
+        col(Port.port_security_enabled), col(Port.allowed_address_pairs), col(Network.segment),
+        col(Network.mtu), sa.and_(col(Port.admin_state_up), col(Network.admin_state_up)).label("up"),
+        col(Server.hostname),
+    )
+    .join(Network, col(Network.id) == col(Port.network_id))
+    .join(Server, col(Server.id) == col(Port.device_id))
+    .where(col(Port.device_id).in_(sa.bindparam("server_ids", expanding=True)))
+)  # fmt: skip
+_IPS = (
+    sa.select(
+        col(FixedIp.port_id), col(FixedIp.ip), col(Subnet.id), col(Subnet.cidr), col(Subnet.gateway_ip),
+        col(Subnet.dns_nameservers), col(Subnet.host_routes), col(Subnet.enable_dhcp),
+    )
+    .join(Subnet, col(Subnet.id) == col(FixedIp.subnet_id))
+    .where(col(FixedIp.port_id).in_(sa.bindparam("port_ids", expanding=True)))
+    .order_by(col(FixedIp.ip))
+)  # fmt: skip
+
+
 def nic_specs(
     session: Session, server_ids: Sequence[str], *, with_rules: bool = True
 ) -> dict[str, tuple[NicSpec, ...]]:
@@ -97,63 +120,45 @@ def nic_specs(
     A port without an address is no card. Further addresses of a port are among its allowed pairs. Without
     rules, which name every member of a group, it costs the same in a project of any size.
     """
-    rows = session.exec(
-        select(Port, Network, Server.hostname)
-        .join(Network, col(Network.id) == col(Port.network_id))
-        .join(Server, col(Server.id) == col(Port.device_id))
-        .where(col(Port.device_id).in_(server_ids))
-    ).all()
-    port_ids = [port.id for port, _, _ in rows]
-    addresses = fixed_ips_of(session, port_ids)
-    subnets = _subnets(session, {ip.subnet_id for ips in addresses.values() for ip in ips})
+    cards = fetch(session, _CARDS, server_ids=list(server_ids))
+    port_ids = [card.id for card in cards]
+    addresses: dict[str, list[sa.Row[Any]]] = defaultdict(list)
+    for address in fetch(session, _IPS, port_ids=port_ids):
+        addresses[address.port_id].append(address)
     rules = _rules_by_port(session, port_ids) if with_rules else dict.fromkeys(port_ids, ())
     found: dict[str, list[NicSpec]] = {server_id: [] for server_id in server_ids}
-    for port, network, hostname in sorted(rows, key=lambda row: port_order(row[0])):
-        if ips := addresses[port.id]:
-            found[port.device_id].append(
-                _nic(port, network, hostname, ips, subnets[ips[0].subnet_id], rules[port.id])
-            )
+    for card in sorted(cards, key=port_order):
+        if ips := addresses[card.id]:
+            found[card.device_id].append(_nic(card, ips, rules[card.id]))
     return {server_id: tuple(nics) for server_id, nics in found.items()}
 
 
-def _nic(
-    port: Port,
-    network: Network,
-    hostname: str,
-    ips: Sequence[FixedIp],
-    subnet: SubnetSpec,
-    rules: tuple[SecurityRule, ...],
-) -> NicSpec:
-    more = [ip.ip for ip in ips[1:]]
-    up = port.admin_state_up and network.admin_state_up  # down: filtered, and nothing is allowed
+def _nic(card: sa.Row[Any], ips: Sequence[sa.Row[Any]], rules: tuple[SecurityRule, ...]) -> NicSpec:
+    first, *more = ips
+    filtered = card.port_security_enabled or not card.up  # down: nothing is allowed
     return NicSpec(
-        port_id=port.id,
-        network_id=network.id,
-        segment=network.segment,
-        mac=port.mac,
-        ip=ips[0].ip,
-        subnet=subnet,
-        mtu=network.mtu,
-        hostname=hostname,
-        port_security=port.port_security_enabled or not up,
-        rules=rules if port.port_security_enabled and up else (),
-        allowed_pairs=(*more, *(pair["ip_address"] for pair in port.allowed_address_pairs)),
+        port_id=card.id,
+        network_id=card.network_id,
+        segment=card.segment,
+        mac=card.mac,
+        ip=first.ip,
+        subnet=SubnetSpec(
+            id=first.id,
+            cidr=first.cidr,
+            gateway_ip=first.gateway_ip,
+            dns_nameservers=tuple(first.dns_nameservers),
+            host_routes=tuple((r["destination"], r["nexthop"]) for r in first.host_routes),
+            enable_dhcp=first.enable_dhcp,
+        ),
+        mtu=card.mtu,
+        hostname=card.hostname,
+        port_security=filtered,
+        rules=rules if card.port_security_enabled and card.up else (),
+        allowed_pairs=(
+            *(address.ip for address in more),
+            *(pair["ip_address"] for pair in card.allowed_address_pairs),
+        ),
     )
-
-
-def _subnets(session: Session, subnet_ids: Collection[str]) -> dict[str, SubnetSpec]:
-    rows = session.exec(select(Subnet).where(col(Subnet.id).in_(subnet_ids)))
-    return {
-        subnet.id: SubnetSpec(
-            id=subnet.id,
-            cidr=subnet.cidr,
-            gateway_ip=subnet.gateway_ip,
-            dns_nameservers=tuple(subnet.dns_nameservers),
-            host_routes=tuple((r["destination"], r["nexthop"]) for r in subnet.host_routes),
-            enable_dhcp=subnet.enable_dhcp,
-        )
-        for subnet in rows
-    }
 
 
 def _rules_by_port(
@@ -189,18 +194,23 @@ def _resolve(
     )
 
 
+_MEMBERS = (
+    sa.select(
+        col(PortSecurityGroup.security_group_id), col(FixedIp.ip), col(Port.allowed_address_pairs)
+    )
+    .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
+    .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
+    .where(col(PortSecurityGroup.security_group_id).in_(sa.bindparam("group_ids", expanding=True)))
+)
+
+
 def _member_addresses(
     session: Session, rules: Sequence[SecurityGroupRule]
 ) -> dict[str, tuple[str, ...]]:
     """Remote group id → addresses and allowed pairs of its ports, sorted."""
     wanted = {rule.remote_group_id for rule in rules if rule.remote_group_id is not None}
     found: dict[str, set[str]] = defaultdict(set)
-    for group, ip, pairs in session.exec(
-        select(PortSecurityGroup.security_group_id, FixedIp.ip, Port.allowed_address_pairs)
-        .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
-        .join(FixedIp, col(FixedIp.port_id) == col(Port.id))
-        .where(col(PortSecurityGroup.security_group_id).in_(wanted))
-    ):
+    for group, ip, pairs in fetch(session, _MEMBERS, group_ids=sorted(wanted)):
         found[group].update([ip, *(pair["ip_address"] for pair in pairs)])
     return {group: tuple(sorted(ips)) for group, ips in found.items()}
 

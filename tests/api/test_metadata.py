@@ -59,7 +59,6 @@ def server(engine: Engine) -> Server:
             server_id=server.id,
             project_id="project-demo",
             az="az1",
-            hostname="web-1",
             requests=[PortRequest(network_id=network.id, tag="front")],
             security_groups=[],
         )

@@ -32,7 +32,6 @@ def run_server(
             server_id=server.id,
             project_id="project-demo",
             az="nova",
-            hostname=name,
             requests=[PortRequest(network_id=network_id)],
             security_groups=groups,
         )

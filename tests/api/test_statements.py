@@ -92,7 +92,7 @@ NEW_SERVER = {
     }
 }
 WRITES: list[tuple[str, str, Any, int]] = [
-    ("POST", "/servers", NEW_SERVER, 17),
+    ("POST", "/servers", NEW_SERVER, 15),
     ("POST", "/servers/{server_id}/action", {"os-stop": None}, 3),
     ("POST", "/servers/{server_id}/action", {"lock": None}, 2),
     ("PUT", "/servers/{server_id}", {"server": {"name": "other"}}, 6),

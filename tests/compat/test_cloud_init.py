@@ -99,7 +99,6 @@ class Guest:
                 server_id=self.server.id,
                 project_id="project-demo",
                 az="az1",
-                hostname="web-1",
                 requests=[PortRequest(network_id=network.id, fixed_ip="10.213.64.9")],
                 security_groups=[],
             )

@@ -80,7 +80,6 @@ def allocate(
         server_id=server.id,
         project_id=server.project_id,
         az="nova",
-        hostname=server.hostname,
         requests=requests,
         security_groups=groups,
     )
