@@ -44,17 +44,18 @@ class _Visit:
     first: Question | None = None
 
 
+_SCOPE = "visit"
 _visit: ContextVar[_Visit] = ContextVar("visit")
-_turn: RunVar[Semaphore] = RunVar("turn")
+_one_read: RunVar[Semaphore] = RunVar("one read")
 
 
-async def ask_first(engine: Engine, question: Question) -> None:
+async def ask_first(request: Request, engine: Engine, question: Question) -> None:
     """Have this asked of the database before the handler runs; when it raises, that is the answer.
 
     By the thread that runs the handler, where the route is an ``AnsweringRoute`` with a blocking handler:
     what other dependencies do comes before it. Else now.
     """
-    visit = _visit.get(None)
+    visit: _Visit | None = request.scope.get(_SCOPE)
     if visit is not None:
         visit.first = question
     else:
@@ -95,6 +96,7 @@ class AnsweringRoute(APIRoute):
         handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request
     ) -> Response:
         visit = _Visit(request.app.state.cloud.engine)
+        request.scope[_SCOPE] = visit
         token = _visit.set(visit)
         try:
             answer = await handle(request)
@@ -112,8 +114,9 @@ class AnsweringRoute(APIRoute):
         @wraps(endpoint)
         async def answer(**arguments: Any) -> Any:
             visit = _visit.get()
-            work = partial(self._answer, visit, endpoint, arguments)
-            if self._reads and visit.engine.dialect.name == "sqlite":
+            sessions = _sessions_of(arguments) if self._reads else []
+            work = partial(self._answer, visit, endpoint, arguments, sessions)
+            if sessions and visit.engine.dialect.name == "sqlite":
                 return await _in_turn(work)
             return await run_in_threadpool(work)
 
@@ -124,9 +127,12 @@ class AnsweringRoute(APIRoute):
         return (self.methods or READS) <= READS
 
     def _answer(
-        self, visit: _Visit, endpoint: Callable[..., Any], arguments: dict[str, Any]
+        self,
+        visit: _Visit,
+        endpoint: Callable[..., Any],
+        arguments: dict[str, Any],
+        sessions: list[Session],
     ) -> Any:
-        sessions = _sessions_of(arguments) if self._reads else []
         try:
             if (first := visit.first) is not None:
                 visit.first = None
@@ -175,10 +181,10 @@ def _sessions_of(arguments: dict[str, Any]) -> list[Session]:
 async def _in_turn(work: Callable[[], T]) -> T:
     """Do it in a thread while no other does such work, or at least none that began within ``TURN_S``."""
     try:
-        turn = _turn.get()
+        turn = _one_read.get()
     except LookupError:  # one for each event loop
         turn = Semaphore(1, fast_acquire=True)
-        _turn.set(turn)
+        _one_read.set(turn)
     await turn.acquire()
     with ExitStack() as leaving:
         leaving.callback(turn.release)

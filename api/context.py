@@ -25,7 +25,7 @@ from api.idempotency import exchange_of
 from api.launch import Launcher
 from api.policy import Caller, authorize
 from api.tail import Tail
-from api.tokens import Tokens
+from api.tokens import DENIED, Tokens
 from db.session import read_session, write_session
 from domain.errors import Unauthorized
 from runtime.logs import note
@@ -116,7 +116,7 @@ async def get_caller(request: Request) -> Caller:
     before the handler runs, and before any key is looked for."""
     token = request.headers.get("x-auth-token")
     if not token:
-        raise Unauthorized("The request you have made requires authentication.")
+        raise Unauthorized(DENIED)
     cloud = cloud_of(request)
     opened = cloud.tokens.open(token)
     standing = partial(cloud.tokens.check_standing, token=opened)
@@ -127,7 +127,7 @@ async def get_caller(request: Request) -> Caller:
         await run_in_threadpool(ask, cloud.engine, standing)
         exchange.came_from(caller)
     else:
-        await ask_first(cloud.engine, standing)
+        await ask_first(request, cloud.engine, standing)
     return caller
 
 

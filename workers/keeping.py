@@ -13,8 +13,9 @@ from temporalio.worker import Worker
 _CANCEL_S = 1.0
 _log = structlog.get_logger(__name__)
 PAUSE_S = 5.0
-STOP_S = 40.0
-"""For a worker to finish; its activities are given half of it (``graceful_shutdown_timeout``)."""
+STOP_S = 25.0
+"""For a worker to finish: more than its activities are given (``graceful_shutdown_timeout``), and less than
+``up`` gives a host's process."""
 
 
 @asynccontextmanager
@@ -46,24 +47,21 @@ class _Keeper:
             if not work.done():
                 await self._finish(worker, work)
                 return
-            # The SDK has logged the rest.
-            _log.error(
-                "worker failed, starting another",
-                queue=worker.task_queue,
-                error=str(work.exception()),
-            )
+            error = work.exception() or "it ended"  # the SDK has logged the rest
+            _log.error("worker failed, starting another", queue=worker.task_queue, error=str(error))
             await self._pause()
 
     @staticmethod
     async def _finish(worker: Worker, work: asyncio.Task[None]) -> None:
         finishing = asyncio.create_task(worker.shutdown())
-        await asyncio.wait([finishing], timeout=STOP_S)
-        if not finishing.done():
-            # The SDK waits for ever where its own end has failed half-way.
+        # Not for the shutdown: the SDK waits there for ever when the worker's own end fails half-way.
+        await asyncio.wait([work], timeout=STOP_S)
+        if not work.done():
             _log.error("worker does not end, leaving it", queue=worker.task_queue)
-            finishing.cancel()
             work.cancel()
         await asyncio.wait([finishing, work], timeout=_CANCEL_S)
+        finishing.cancel()
+        await asyncio.wait([finishing], timeout=_CANCEL_S)
         for task in (finishing, work):
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("worker failed at its end", queue=worker.task_queue, error=str(error))

@@ -218,7 +218,8 @@ class ApplyNics:
 
     The rules stand apart, each once. Cards of one project share theirs, and such a rule names every member
     of a group: repeated for each card, a few thousand members would not fit into what Temporal takes as one
-    payload (2 MB). A host that knows only ``nics`` lets nothing through.
+    payload (2 MB); dozens of rules with thousands of members still do not. A host that knows only ``nics``
+    lets nothing through.
     """
 
     nics: dict[str, tuple[NicSpec, ...]]

@@ -43,6 +43,15 @@ class Doors:
 
         self.app.router.routes.extend(self.router.routes[-1:])
 
+    def add_public(self, path: str, handler: Handler) -> None:
+        """One that asks nobody, and reads nothing."""
+
+        @self.router.get(path)
+        def answer() -> Any:
+            return handler()
+
+        self.app.router.routes.extend(self.router.routes[-1:])
+
 
 @pytest.fixture
 def doors(cloud: Cloud) -> Doors:
@@ -89,10 +98,32 @@ async def test_a_slow_read_keeps_no_other_waiting(doors: Doors, http: httpx.Asyn
     assert [(await task).json() for task in slow] == [True] * 3
 
 
+async def test_what_reads_nothing_does_not_stand_in_line(
+    doors: Doors, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "TURN_S", 10 * WITHIN_S)
+    inside, open_ = threading.Event(), threading.Event()
+
+    def slow() -> bool:
+        inside.set()
+        return open_.wait(WITHIN_S)
+
+    doors.add("/slow", slow)
+    doors.add_public("/alive", lambda: "yes")
+    reading_ = asyncio.create_task(http.get("/slow"))
+    try:
+        await asyncio.to_thread(inside.wait, WITHIN_S)
+        assert (await asyncio.wait_for(http.get("/alive"), WITHIN_S)).json() == "yes"
+        assert not reading_.done()
+    finally:
+        open_.set()
+    assert (await reading_).json() is True
+
+
 async def test_a_read_that_fails_gives_its_turn_back(
     doors: Doors, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "TURN_S", WITHIN_S)
+    monkeypatch.setattr(answers, "TURN_S", 10 * WITHIN_S)  # else it would come back by itself
     doors.add("/wrong", lambda: 1 // 0)
     for _ in range(3):
         assert (await asyncio.wait_for(http.get("/wrong"), WITHIN_S)).status_code == 500

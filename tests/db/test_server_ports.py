@@ -231,6 +231,18 @@ def test_groups_are_named_and_must_be_known(engine: Engine) -> None:
             )
 
 
+def test_groups_cannot_be_chosen_on_a_network_that_filters_nothing(engine: Engine) -> None:
+    with transaction(engine) as session:
+        network = make_network(session, port_security_enabled=False)
+        server = make_server(session)
+        wanted = PortRequest(network_id=network.id)
+        with pytest.raises(BadRequest, match="Network requires port_security_enabled"):
+            allocate(session, server, wanted, groups=("default",))
+        assert session.exec(select(Port)).all() == []
+        (port,) = allocate(session, server, wanted)
+        assert not port.port_security_enabled
+
+
 def test_the_port_quota_is_a_403_for_servers(engine: Engine) -> None:
     with transaction(engine) as session:
         network = make_network(session)

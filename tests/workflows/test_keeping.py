@@ -72,5 +72,23 @@ async def test_a_worker_that_never_ends_does_not_keep_its_process(
     worker: Any = SimpleNamespace(run=run, shutdown=asyncio.Event().wait, task_queue="queue")
     async with asyncio.timeout(WITHIN.total_seconds()), kept(lambda: worker):
         await running.wait()
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_whose_end_failed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "STOP_S", 10 * WITHIN.total_seconds())
+    running, asked = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        running.set()
+        await asked.wait()
+        raise RuntimeError("half-way")
+
+    async def shutdown() -> None:  # as the SDK's, which waits for what that error passed over
+        asked.set()
+        await asyncio.Event().wait()
+
+    worker: Any = SimpleNamespace(run=run, shutdown=shutdown, task_queue="queue")
+    async with asyncio.timeout(WITHIN.total_seconds()), kept(lambda: worker):
+        await running.wait()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
