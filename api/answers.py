@@ -44,6 +44,8 @@ class _Visit:
     first: Question | None = None
 
 
+# The scope says whose request a question belongs to; the context brings the visit to the handler, which is
+# given nothing but its own arguments.
 _SCOPE = "visit"
 _visit: ContextVar[_Visit] = ContextVar("visit")
 _one_read: RunVar[Semaphore] = RunVar("one read")
@@ -100,8 +102,8 @@ class AnsweringRoute(APIRoute):
         token = _visit.set(visit)
         try:
             answer = await handle(request)
-        except Exception:
-            if visit.first is not None:  # who may not ask is not told what else is wrong
+        except Exception:  # raised again: but who may not ask is not told what else is wrong
+            if visit.first is not None:
                 await run_in_threadpool(ask, visit.engine, visit.first)
             raise
         finally:

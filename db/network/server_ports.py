@@ -229,12 +229,13 @@ def _place(session: Session, server_id: str, host: str, status: str) -> None:
     change(session, _PLACE, server_id=server_id, place=host, is_now=status, at=now())
 
 
-_GROUPS_OF_SERVER = (
+GROUPS_OF_SERVER = (
     select(PortSecurityGroup.security_group_id)
     .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
     .where(Port.device_id == bindparam("server_id"))
 )
-_HOSTS_TO_REFRESH = using_groups(_GROUPS_OF_SERVER)
+"""The ids of the groups of a ``server_id``."""
+_HOSTS_TO_REFRESH = using_groups(GROUPS_OF_SERVER)
 
 
 def hosts_to_refresh(session: Session, server_id: str) -> set[str]:

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from db.network.ports import groups_of
 from db.network.security_groups import rules_of
-from db.network.server_ports import port_order
+from db.network.server_ports import GROUPS_OF_SERVER, port_order
 from db.network.tables import (
     FixedIp,
     Network,
@@ -217,10 +217,6 @@ def _member_addresses(
 
 def groups_of_server(session: Session, server_id: str) -> list[SecurityGroup]:
     """The security groups that any of the server's ports is in, by name."""
-    member = (
-        select(PortSecurityGroup.security_group_id)
-        .join(Port, col(Port.id) == col(PortSecurityGroup.port_id))
-        .where(Port.device_id == server_id)
-    )
-    statement = select(SecurityGroup).where(col(SecurityGroup.id).in_(member))
-    return list(session.exec(statement.order_by(SecurityGroup.name, SecurityGroup.id)))
+    statement = select(SecurityGroup).where(col(SecurityGroup.id).in_(GROUPS_OF_SERVER))
+    ordered = statement.order_by(SecurityGroup.name, SecurityGroup.id)
+    return list(session.exec(ordered, params={"server_id": server_id}))
